@@ -1,0 +1,49 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11+, make and a package index.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-slow check format lock clean bench
+
+# A stamp per lock: installed again whenever the lock or the packaging changes.
+$(VENV)/.%.stamp: requirements/%.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes --requirement $<
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(VENV)/.demo.stamp
+	$(BIN)/python examples/quickstart/demo.py
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -m slow
+	$(MAKE) demo
+
+# Format, lint, layers, types.
+check: $(VENV)/.dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	$(BIN)/mypy
+
+format: $(VENV)/.dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Needs uv. The locks hold hashes and no index: pip's own configuration says where packages come from.
+lock:
+	@set -e; for extra in dev demo runtime; do \
+	  args="--extra $$extra"; test $$extra = runtime && args=; \
+	  test $$extra = dev || args="$$args --constraint requirements/dev.txt"; \
+	  uv pip compile pyproject.toml $$args --quiet --generate-hashes --python-version 3.11 \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	    --output-file requirements/$$extra.txt > /dev/null; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,51 @@
+"""Live: what the providers report now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from servestate.planner.address import InstanceAddress
+from servestate.planner.revision import digest
+
+
+class LiveStatus(StrEnum):
+    """What a provider sees of a thing that wears our marks."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One thing that wears our marks, found by its provider, whether or not state knows it.
+
+    `handle` is the provider's immutable identity of it; `why` says how it ended (exit code, signal), empty
+    while it runs. `fields` are further observed facts that a change of must be noticed.
+    """
+
+    address: InstanceAddress
+    provider: str
+    handle: str
+    url: str
+    status: LiveStatus
+    why: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever anything observed changes; a saved plan holds it per object it relies on."""
+        return digest([str(self.address), self.provider, self.handle, self.url, self.status, self.fields])[
+            :16
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Everything observed in one refresh, by address. `duplicates` are further things wearing the marks of
+    an address that is already taken; there should be none, and apply removes them."""
+
+    instances: Mapping[InstanceAddress, Observation] = field(default_factory=dict)
+    duplicates: tuple[Observation, ...] = ()

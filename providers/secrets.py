@@ -1,0 +1,84 @@
+"""Secrets: references in, values out, at the last moment. A value is never stored, logged or compared.
+
+A reference is `{{secrets/SCOPE/KEY}}`. The `env` backend reads it from the environment variable
+`SERVESTATE_SECRET_<SCOPE>__<KEY>`: upper case, every other character `_`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn, Protocol
+
+from servestate.providers.protocol import PermanentError
+
+_REFERENCE = re.compile(r"\{\{\s*secrets/(?P<scope>[^/{}\s]+)/(?P<key>[^/{}\s]+)\s*\}\}")
+
+
+class Secret:
+    """A secret value that no formatting, logging, copying or pickling reveals; only `reveal()` does."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value itself, for the one place that sends it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is never pickled or copied")
+
+
+class Secrets(Protocol):
+    """A backend that `{{secrets/scope/key}}` resolves through."""
+
+    def get(self, scope: str, key: str) -> Secret:
+        """The value. Raises PermanentError SS501 naming the reference and how to provide it."""
+
+
+class EnvSecrets:
+    """The backend `env`: one environment variable per secret."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def get(self, scope: str, key: str) -> Secret:
+        """See `Secrets.get`. An empty variable counts as missing: it is never a key."""
+        variable = variable_name(scope, key)
+        value = self._environ.get(variable, "")
+        if not value:
+            raise PermanentError(
+                "SS501",
+                f"secret {{{{secrets/{scope}/{key}}}}} is not set",
+                f"set the environment variable {variable} where servestate runs",
+            )
+        return Secret(value)
+
+
+def variable_name(scope: str, key: str) -> str:
+    """The environment variable of the backend `env` for a reference."""
+
+    def upper(text: str) -> str:
+        return re.sub(r"[^A-Z0-9]", "_", text.upper())
+
+    return f"SERVESTATE_SECRET_{upper(scope)}__{upper(key)}"
+
+
+def references(text: str) -> list[tuple[str, str]]:
+    """The (scope, key) of every reference in `text`, in order."""
+    return [(m["scope"], m["key"]) for m in _REFERENCE.finditer(text)]
+
+
+def fill(text: str, secrets: Secrets) -> Secret:
+    """`text` with every reference replaced by its value. Raises PermanentError for the first missing one."""
+    return Secret(_REFERENCE.sub(lambda m: secrets.get(m["scope"], m["key"]).reveal(), text))

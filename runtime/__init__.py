@@ -1,0 +1,1 @@
+"""The runtime carries plans out and serves traffic: commands, apply, state storage, the router."""
