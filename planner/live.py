@@ -45,7 +45,9 @@ class Observation:
 @dataclass(frozen=True, slots=True)
 class Live:
     """Everything observed in one refresh, by address. `duplicates` are further things wearing the marks of
-    an address that is already taken; there should be none, and apply removes them."""
+    an address that is already taken; there should be none, and apply removes them. `table_version` is that of
+    the routing table file, None where the file is missing or unreadable."""
 
     instances: Mapping[InstanceAddress, Observation] = field(default_factory=dict)
     duplicates: tuple[Observation, ...] = ()
+    table_version: int | None = None

@@ -1,0 +1,248 @@
+"""Desired x State x Live -> changes, with every field that differs and the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from servestate.planner.address import EndpointAddress, EntityAddress
+from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
+from servestate.planner.fields import FORCES_REPLACEMENT
+from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.live import Live
+from servestate.planner.match import Match, Need, is_alive
+from servestate.planner.resolve import ResolvedEndpoint
+from servestate.planner.revision import spec_to_json
+from servestate.planner.state import EndpointRecord, Instance, Phase
+
+_PROTECTED = "lifecycle.prevent_destroy"
+
+
+def diff_endpoint(
+    desired: ResolvedEndpoint,
+    record: EndpointRecord | None,
+    matches: Sequence[Match],
+    removed: Sequence[list[Instance]],
+    live: Live,
+) -> Iterator[Change]:
+    """The changes of one desired endpoint: its own, then those of its entities in declared order, then the
+    entities that are no longer in it (`removed`, the instances of each)."""
+    block, was = json.loads(desired.block), json.loads(record.block) if record else None
+    own = _endpoint_change(desired.name, was, block, record)
+    if own is not None:
+        yield own
+    before, after = _entities(was), _entities(block)
+    for match in matches:
+        name = match.entity.name
+        change = _entity_change(desired.name, match, before.get(name), after[name], record, live)
+        if change is not None:
+            yield change
+    for instances in removed:
+        yield _entity_removed(instances, before)
+
+
+def delete_endpoint(record: EndpointRecord, groups: Sequence[list[Instance]]) -> Iterator[Change]:
+    """The changes that take an endpoint away with all its entities. A protected one is blocked."""
+    block = json.loads(record.block)
+    blocked = _PROTECTED if record.protected else ""
+    yield Change(
+        EndpointAddress(record.name),
+        Action.DELETE,
+        Reason.NOT_CONFIGURED,
+        Category.ROUTE_ONLY,
+        _endpoint_attributes(block),
+        None,
+        blocked=blocked,
+    )
+    entities = _entities(block)
+    for instances in groups:
+        yield _entity_removed(instances, entities, blocked)
+
+
+def _endpoint_change(
+    name: str, was: dict[str, Any] | None, block: dict[str, Any], record: EndpointRecord | None
+) -> Change | None:
+    after = _endpoint_attributes(block)
+    address = EndpointAddress(name)
+    if was is None:
+        return Change(address, Action.CREATE, Reason.NONE, Category.ROUTE_ONLY, None, after)
+    before = _endpoint_attributes(was)
+    fields = field_diffs(before, after)
+    if not fields:
+        return None
+    forced = any(f.forces for f in fields)
+    action = Action.CREATE_THEN_DELETE if forced else Action.UPDATE
+    reason = Reason.CANNOT_UPDATE if forced else Reason.NONE
+    blocked = _PROTECTED if forced and record is not None and record.protected else ""
+    note = "nothing restarts" if not forced else "its served entities keep running"
+    return Change(address, action, reason, Category.ROUTE_ONLY, before, after, fields, note, blocked)
+
+
+def _entity_change(
+    endpoint: str,
+    match: Match,
+    before_block: dict[str, Any] | None,
+    after_block: dict[str, Any],
+    record: EndpointRecord | None,
+    live: Live,
+) -> Change | None:
+    address = EntityAddress(endpoint, match.entity.name)
+    after = _entity_attributes(after_block, match.entity.spec)
+    previous = _previous(match, record)
+    if match.need is Need.NOTHING:
+        before = _entity_attributes(before_block or {}, match.entity.spec)
+        fields = field_diffs(before, after)
+        if not fields:
+            return None
+        return Change(
+            address,
+            Action.UPDATE,
+            Reason.NONE,
+            Category.ROUTE_ONLY,
+            before,
+            after,
+            fields,
+            "nothing restarts",
+        )
+    if previous is None:
+        reason = Reason.NONE if match.need is not Need.AWAIT else Reason.RESUMED
+        note = "continues an interrupted apply" if reason else ""
+        return Change(address, Action.CREATE, reason, _category(match), None, after, note=note)
+    before = _entity_attributes(before_block or {}, previous.spec)
+    return _replacement(address, match, previous, before, after, live)
+
+
+def _replacement(
+    address: EntityAddress,
+    match: Match,
+    previous: Instance,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    live: Live,
+) -> Change:
+    fields = tuple(
+        FieldDiff(f.path, f.old, f.new, forces=f.path.split(".")[0] in _LAUNCH_FIELDS)
+        for f in field_diffs(before, after)
+    )
+    if previous.phase is Phase.FAILED:
+        reason, note = Reason.TAINTED, previous.why.splitlines()[0] if previous.why else ""
+    elif not is_alive(previous, live):
+        seen = live.instances.get(previous.address)
+        gone = Change(address, Action.CREATE, Reason.DRIFT, _category(match), None, after)
+        if seen is None:
+            return _with_note(gone, "it is gone")
+        if seen.status == "exited":
+            return _with_note(gone, f"it exited: {seen.why}" if seen.why else "it exited")
+        reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
+    else:
+        reason, note = Reason.CANNOT_UPDATE, ""
+    recreate = match.entity.timings.strategy == "recreate"
+    action = Action.DELETE_THEN_CREATE if recreate else Action.CREATE_THEN_DELETE
+    return Change(address, action, reason, _category(match), before, after, fields, note)
+
+
+def _with_note(change: Change, note: str) -> Change:
+    return Change(
+        change.address,
+        change.action,
+        change.reason,
+        change.category,
+        change.before,
+        change.after,
+        change.fields,
+        note,
+    )
+
+
+def _category(match: Match) -> Category:
+    if match.need is Need.REGISTER:
+        return Category.ROUTE_ONLY
+    recreates = match.entity.timings.strategy == "recreate" and match.old
+    return Category.RECREATE if recreates else Category.ROLLING
+
+
+def _previous(match: Match, record: EndpointRecord | None) -> Instance | None:
+    """The instance whose place is taken: the one that has the entity's traffic, else a failed one."""
+    routed = (
+        {a for t in record.targets if t.entity == match.entity.name for a in t.instances} if record else {}
+    )
+    serving = [i for i in match.old if i.address in routed]
+    failed = [i for i in match.old if i.phase is Phase.FAILED]
+    candidates = serving or failed
+    return candidates[0] if candidates else None
+
+
+def _entity_removed(
+    instances: list[Instance], before: dict[str, dict[str, Any]], blocked: str = ""
+) -> Change:
+    address = instances[0].address.of
+    attributes = _entity_attributes(before.get(address.entity, {}), instances[0].spec)
+    external = not isinstance(instances[0].spec, LaunchSpec)
+    category = Category.ROUTE_ONLY if external else Category.ROLLING
+    return Change(address, Action.DELETE, Reason.NOT_CONFIGURED, category, attributes, None, blocked=blocked)
+
+
+# The fields of a launch spec, as they stand among the attributes of an entity.
+_LAUNCH_FIELDS = frozenset(
+    {"provider", "engine", "source", "args", "env", "health_path", "task", "kind", "url"}
+)
+_LAUNCH_FIELDS |= {"model", "auth_header", "auth_prefix", "secret", "headers"}
+
+
+def _endpoint_attributes(block: dict[str, Any]) -> dict[str, Any]:
+    config = {k: v for k, v in block.get("config", {}).items() if k != "served_entities"}
+    own = {k: v for k, v in block.items() if k != "config"}
+    return {**own, **config}
+
+
+def _entities(block: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    config = (block or {}).get("config", {})
+    return {entity["name"]: entity for entity in config.get("served_entities", [])}
+
+
+def _entity_attributes(block: dict[str, Any], spec: Spec) -> dict[str, Any]:
+    """What the user wrote and what it was resolved to. Lists of pairs become maps for reading."""
+    facts = {k: v for k, v in spec_to_json(spec).items() if k != "type" and v not in ("", (), [])}
+    for pairs in ("env", "headers"):
+        if pairs in facts:
+            facts[pairs] = dict(facts[pairs])
+    if "args" in facts:
+        facts["args"] = list(facts["args"])
+    written = {k: v for k, v in block.items() if k not in ("environment_vars", "external_model")}
+    return {**written, **facts}
+
+
+def field_diffs(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldDiff, ...]:
+    """Every leaf that differs, by path. Lists are compared whole: an argument list has no keys."""
+    if before == after:
+        return ()
+    from deepdiff import DeepDiff  # slow to import, and needed only where something differs
+
+    tree = DeepDiff(before, after, view="tree", ignore_order=False)
+    found: dict[str, FieldDiff] = {}
+    for group in tree.values():
+        for leaf in group:
+            path = _path_to_map_key(leaf)
+            old, new = _at(before, path), _at(after, path)
+            dotted = ".".join(path)
+            found[dotted] = FieldDiff(dotted, old, new, forces=path[0] in FORCES_REPLACEMENT)
+    return tuple(found[path] for path in sorted(found))
+
+
+def _path_to_map_key(leaf: Any) -> tuple[str, ...]:
+    """The path down to the last map key; what lies inside a list belongs to the list."""
+    path: list[str] = []
+    for part in leaf.path(output_format="list"):
+        if not isinstance(part, str):
+            break
+        path.append(part)
+    return tuple(path)
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return value

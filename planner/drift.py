@@ -1,0 +1,69 @@
+"""State against live: what changed behind our back. Decides nothing; the plan shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from servestate.planner.launch import ExternalSpec
+from servestate.planner.live import Live, LiveStatus, Observation
+from servestate.planner.match import strays
+from servestate.planner.state import Instance, Phase, State
+
+
+class DriftKind(StrEnum):
+    """How live differs from state."""
+
+    GONE = "gone"
+    EXITED = "exited"
+    PAUSED = "paused"
+    REPLACED = "replaced"
+    UNKNOWN = "unknown"
+    TABLE = "table"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference. `address` is an instance's, or "routing table"; `recorded` and `live` say what state
+    has and what the world has, for people."""
+
+    address: str
+    kind: DriftKind
+    recorded: str
+    live: str
+
+
+_EXPECTED_LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
+
+
+def find_drift(state: State, live: Live) -> list[Drift]:
+    """Every difference, by address. Interrupted intents are not drift: `settle` deals with them."""
+    found = [d for i in state.instances.values() if (d := _of_instance(i, live.instances.get(i.address)))]
+    found += [
+        Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {seen.handle}")
+        for seen in strays(state, live)
+    ]
+    found += _of_table(state, live)
+    return sorted(found, key=lambda d: (d.address, d.live))
+
+
+def _of_instance(instance: Instance, seen: Observation | None) -> Drift | None:
+    if isinstance(instance.spec, ExternalSpec) or instance.phase not in _EXPECTED_LIVE:
+        return None
+    address, recorded = str(instance.address), f"{instance.phase} as {instance.handle}"
+    if seen is None:
+        return Drift(address, DriftKind.GONE, recorded, "gone")
+    if seen.handle != instance.handle:
+        return Drift(address, DriftKind.REPLACED, recorded, f"{seen.status} as {seen.handle}")
+    if seen.status is LiveStatus.EXITED:
+        return Drift(address, DriftKind.EXITED, recorded, f"exited: {seen.why}" if seen.why else "exited")
+    if seen.status is LiveStatus.PAUSED:
+        return Drift(address, DriftKind.PAUSED, recorded, "paused")
+    return None
+
+
+def _of_table(state: State, live: Live) -> Iterator[Drift]:
+    if state.table_serial and live.table_version != state.table_serial:
+        found = "missing or unreadable" if live.table_version is None else f"version {live.table_version}"
+        yield Drift("routing table", DriftKind.TABLE, f"version {state.table_serial}", found)

@@ -1,0 +1,65 @@
+"""The step graph: order, what is ready, what a failure takes with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from servestate.planner.steps import Node
+
+
+class CycleError(ValueError):
+    """The steps need each other in a circle, or need a step that is not there: a defect of the planner or an
+    edited plan file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes by id in a valid order, and who waits for whom."""
+
+    nodes: Mapping[str, Node]
+    dependents: Mapping[str, tuple[str, ...]]
+
+    def downstream(self, id: str) -> list[str]:
+        """Everything that needs `id`, directly or not, in order."""
+        found: dict[str, None] = {}
+        queue = list(self.dependents.get(id, ()))
+        while queue:
+            current = queue.pop()
+            if current not in found:
+                found[current] = None
+                queue += self.dependents.get(current, ())
+        return [n for n in self.nodes if n in found]
+
+
+def build(nodes: Iterable[Node]) -> Graph:
+    """The graph of `nodes`, topologically ordered, ties in the order given. Raises CycleError."""
+    by_id = {node.id: node for node in nodes}
+    dependents: dict[str, list[str]] = defaultdict(list)
+    missing = {node.id: 0 for node in by_id.values()}
+    for node in by_id.values():
+        for need in node.needs:
+            if need not in by_id:
+                raise CycleError(f'step "{node.id}" needs "{need}", which is not in the plan')
+            dependents[need].append(node.id)
+            missing[node.id] += 1
+    order = _topological(by_id, dependents, missing)
+    return Graph({id: by_id[id] for id in order}, {id: tuple(ids) for id, ids in dependents.items()})
+
+
+def _topological(
+    by_id: Mapping[str, Node], dependents: Mapping[str, Sequence[str]], missing: dict[str, int]
+) -> list[str]:
+    ready = [id for id in by_id if not missing[id]]
+    order: list[str] = []
+    for id in ready:  # grows while it is walked
+        order.append(id)
+        for dependent in dependents.get(id, ()):
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                ready.append(dependent)
+    if len(order) < len(by_id):
+        stuck = sorted(set(by_id) - set(order))
+        raise CycleError(f"these steps need each other in a circle: {', '.join(stuck)}")
+    return order

@@ -1,0 +1,124 @@
+"""Which recorded instance serves each desired entity, and which ones are left over.
+
+This is the one place that compares identity: desired revision, recorded instances, what is alive. Diff
+explains its result to people, rollout turns it into steps.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from servestate.planner.address import EntityAddress, InstanceAddress
+from servestate.planner.launch import ExternalSpec
+from servestate.planner.live import Live, LiveStatus, Observation
+from servestate.planner.resolve import ResolvedEntity
+from servestate.planner.state import (
+    Event,
+    Instance,
+    Launched,
+    LaunchFailed,
+    Phase,
+    State,
+    Stopped,
+)
+
+
+class Need(StrEnum):
+    """What the chosen instance still needs before it can be routed to."""
+
+    NOTHING = "nothing"
+    AWAIT = "await"
+    LAUNCH = "launch"
+    REGISTER = "register"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The instance that shall serve a desired entity, what it needs, and what it takes the place of."""
+
+    entity: ResolvedEntity
+    use: InstanceAddress
+    need: Need
+    old: tuple[Instance, ...]
+
+
+def settle(state: State, live: Live) -> Iterator[Event]:
+    """The events that a crash kept from being recorded, read off the world: what an intent started or
+    stopped. Apply commits them first; plan only assumes them."""
+    for address, instance in state.instances.items():
+        seen = live.instances.get(address)
+        if instance.phase is Phase.STOPPING and (seen is None or seen.handle != instance.handle):
+            yield Stopped(address)
+        elif instance.phase is Phase.LAUNCHING and seen is not None:
+            yield Launched(address, seen.handle, seen.url)
+            if seen.status is LiveStatus.EXITED:
+                yield LaunchFailed(address, seen.why or "it exited")
+
+
+def is_alive(instance: Instance, live: Live) -> bool:
+    """Whether the very thing that state names is running now. External entities are taken as alive."""
+    if isinstance(instance.spec, ExternalSpec):
+        return True
+    seen = live.instances.get(instance.address)
+    return seen is not None and seen.status is LiveStatus.RUNNING and seen.handle == instance.handle
+
+
+def by_entity(instances: Iterable[Instance]) -> Mapping[EntityAddress, list[Instance]]:
+    """Instances grouped by the entity they are of, in address order."""
+    groups: dict[EntityAddress, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        groups[instance.address.of].append(instance)
+    for group in groups.values():
+        group.sort(key=lambda i: i.address)
+    return groups
+
+
+def strays(state: State, live: Live) -> list[Observation]:
+    """What wears our marks but is in no state, and what duplicates something that is."""
+    unknown = [seen for address, seen in live.instances.items() if address not in state.instances]
+    return sorted([*unknown, *live.duplicates], key=lambda s: (s.address, s.handle))
+
+
+_PREFERENCE = {Phase.READY: 0, Phase.STARTING: 1, Phase.LAUNCHING: 2}
+_NEEDS = {Phase.READY: Need.NOTHING, Phase.STARTING: Need.AWAIT, Phase.LAUNCHING: Need.LAUNCH}
+
+
+def match(
+    endpoint: str, entity: ResolvedEntity, recorded: list[Instance], unknown: list[Observation], live: Live
+) -> Match:
+    """The match of one entity. `recorded` and `unknown` are the instances and strays of that entity."""
+    usable = [i for i in recorded if i.address.revision == entity.revision and _is_usable(i, live)]
+    if usable:
+        best = min(usable, key=lambda i: (_PREFERENCE[i.phase], i.address.replica))
+        old = tuple(i for i in recorded if i is not best)
+        return Match(entity, best.address, _NEEDS[best.phase], old)
+    taken = {i.address for i in recorded}
+    adoptable = [
+        s.address
+        for s in unknown
+        if s.address.revision == entity.revision
+        and s.status is LiveStatus.RUNNING
+        and s.address not in taken
+        and live.instances.get(s.address) is s
+    ]
+    taken |= {s.address for s in unknown}
+    address = adoptable[0] if adoptable else _free_address(endpoint, entity, taken)
+    external = isinstance(entity.spec, ExternalSpec)
+    return Match(entity, address, Need.REGISTER if external else Need.LAUNCH, tuple(recorded))
+
+
+def _is_usable(instance: Instance, live: Live) -> bool:
+    if instance.phase is Phase.LAUNCHING:
+        return instance.address not in live.instances  # settle() has dealt with those that are
+    return instance.phase in _PREFERENCE and is_alive(instance, live)
+
+
+def _free_address(endpoint: str, entity: ResolvedEntity, taken: set[InstanceAddress]) -> InstanceAddress:
+    """The lowest replica number that nothing, dead or alive, wears: no address is ever used twice at once."""
+    replica = 0
+    while InstanceAddress(endpoint, entity.name, entity.revision, replica) in taken:
+        replica += 1
+    return InstanceAddress(endpoint, entity.name, entity.revision, replica)

@@ -1,0 +1,223 @@
+"""A plan as text that people, and the tools that read Terraform's output, know how to read.
+
+The grammar is Terraform's, line for line (headers, symbols, summary); only the product's name differs.
+Rendering never raises, whatever the plan holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from servestate.planner.address import EndpointAddress
+from servestate.planner.change import Action, Category, Change, Reason
+from servestate.planner.plan import Plan
+from servestate.planner.revision import canonical_json
+
+RULE = "─" * 77
+NO_CHANGES = "No changes. Your infrastructure matches the configuration."
+
+_LEGEND = (
+    (Action.CREATE, "  + create"),
+    (Action.UPDATE, "  ~ update in-place"),
+    (Action.DELETE, "  - destroy"),
+    (Action.DELETE_THEN_CREATE, "-/+ destroy and then create replacement"),
+    (Action.CREATE_THEN_DELETE, "+/- create replacement and then destroy"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """ANSI sequences, or empty strings where there is no colour."""
+
+    add: str = ""
+    change: str = ""
+    destroy: str = ""
+    bold: str = ""
+    dim: str = ""
+    end: str = ""
+
+    def of(self, glyph: str) -> str:
+        """The colour of a plan symbol."""
+        if "-" in glyph:
+            return self.destroy
+        return {"+": self.add, "~": self.change}.get(glyph, "")
+
+
+PLAIN = Palette()
+COLOURS = Palette("\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m")
+
+
+def render_plan(plan: Plan, palette: Palette = PLAIN) -> str:
+    """The whole plan, ending in a newline."""
+    lines = [*_drift(plan, palette)]
+    if plan.is_empty:
+        lines += [f"{palette.bold}{NO_CHANGES}{palette.end}", ""]
+        lines += ["servestate has compared the configuration, the state and what is running now, and found"]
+        lines += ["no differences, so nothing needs to be done."]
+        return "\n".join(lines) + "\n"
+    lines += _legend(plan, palette)
+    lines += ["servestate will perform the following actions:", ""]
+    for change in plan.changes:
+        lines += [*render_change(change, palette), ""]
+    if not plan.changes:
+        lines += ["  # housekeeping only: what an interrupted apply left behind is cleared away", ""]
+    lines.append(f"{palette.bold}{summary(plan)}{palette.end}")
+    lines += [line for line in [_second_summary(plan)] if line]
+    return "\n".join(lines) + "\n"
+
+
+def summary(plan: Plan) -> str:
+    """`Plan: 1 to add, 0 to change, 2 to destroy.`; tools match it whole, so it carries nothing else."""
+    add, change, destroy = counts(plan.changes)
+    return f"Plan: {add} to add, {change} to change, {destroy} to destroy."
+
+
+def counts(changes: Sequence[Change]) -> tuple[int, int, int]:
+    """How many objects are added, changed and destroyed; a replacement counts as an add and a destroy."""
+    actions = [change.action for change in changes]
+    replaced = sum(action.replaces for action in actions)
+    return (
+        actions.count(Action.CREATE) + replaced,
+        actions.count(Action.UPDATE),
+        actions.count(Action.DELETE) + replaced,
+    )
+
+
+def _second_summary(plan: Plan) -> str:
+    kinds = [(c, sum(change.category is c for change in plan.changes)) for c in Category]
+    parts = [f"{n} {category}" for category, n in kinds if n]
+    if plan.blocked:
+        parts.insert(0, f"{len(plan.blocked)} blocked")
+    return f"Also: {', '.join(parts)}." if parts else ""
+
+
+def _drift(plan: Plan, palette: Palette) -> list[str]:
+    if not plan.drift:
+        return []
+    lines = [f"{palette.bold}Note: Objects have changed outside of servestate{palette.end}", ""]
+    lines += ["servestate found these differences between its state and what is running now:", ""]
+    for drift in plan.drift:
+        lines += [f"  # {drift.address} has changed", f"      {drift.recorded} -> {drift.live}"]
+    return [*lines, "", f"{palette.dim}{RULE}{palette.end}", ""]
+
+
+def _legend(plan: Plan, palette: Palette) -> list[str]:
+    lines = [
+        "servestate used the selected providers to generate the following execution",
+        "plan. Resource actions are indicated with the following symbols:",
+    ]
+    used = {change.action for change in plan.changes}
+    for action, line in _LEGEND:
+        if action in used:
+            glyph = action.glyph
+            lines.append(line.replace(glyph, f"{palette.of(glyph)}{glyph}{palette.end}", 1))
+    return [*lines, ""]
+
+
+def render_change(change: Change, palette: Palette = PLAIN) -> Iterator[str]:
+    """One change as a block of lines."""
+    address = str(change.address)
+    yield f"{palette.bold}  # {address} {_verb(change)}{palette.end}"
+    yield from (f"  # ({line})" for line in _remarks(change))
+    glyph = change.action.glyph
+    kind = "endpoint" if isinstance(change.address, EndpointAddress) else "served_entity"
+    yield f'{_mark(glyph, palette)} resource "{kind}" "{address}" {{'
+    forced = {field.path for field in change.fields if field.forces}
+    yield from _body(change.before, change.after, 6, palette, forced, "")
+    yield "    }"
+
+
+def _verb(change: Change) -> str:
+    match change.action:
+        case Action.CREATE:
+            return "will be created"
+        case Action.UPDATE:
+            return "will be updated in-place"
+        case Action.DELETE:
+            return "will be destroyed"
+        case _ if change.reason is Reason.TAINTED:
+            return "is tainted, so must be replaced"
+        case _:
+            return "must be replaced"
+
+
+def _remarks(change: Change) -> Iterator[str]:
+    if change.reason is Reason.NOT_CONFIGURED:
+        yield f"because {change.address} is not in configuration"
+    if change.note:
+        yield change.note
+    if change.category is Category.RECREATE:
+        yield "the old one stops before the new one starts: no answer in between"
+    if change.blocked:
+        yield f"blocked: {change.blocked} is set; nothing of this happens"
+
+
+def _mark(glyph: str, palette: Palette) -> str:
+    return f"{palette.of(glyph)}{glyph:>3}{palette.end}"
+
+
+def _body(
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+    indent: int,
+    palette: Palette,
+    forced: set[str],
+    prefix: str,
+) -> Iterator[str]:
+    """The attributes of a block, changed ones marked, unchanged ones counted; `name` is always shown."""
+    was, now = before or {}, after or {}
+    keys = sorted(was.keys() | now.keys())
+    hidden = [k for k in keys if was.get(k) == now.get(k) and k in was and k in now and k != "name"]
+    shown = [k for k in keys if k not in hidden]
+    width = max((len(k) for k in shown), default=0)
+    for key in shown:
+        path = f"{prefix}{key}"
+        yield from _attribute(key, was, now, indent, width, palette, forced, path)
+    if hidden:
+        noun = "attribute" if len(hidden) == 1 else "attributes"
+        yield f"{' ' * (indent + 2)}# ({len(hidden)} unchanged {noun} hidden)"
+
+
+def _attribute(
+    key: str,
+    was: dict[str, Any],
+    now: dict[str, Any],
+    indent: int,
+    width: int,
+    palette: Palette,
+    forced: set[str],
+    path: str,
+) -> Iterator[str]:
+    old, new = was.get(key), now.get(key)
+    glyph = _glyph(key, was, now)
+    head = f"{' ' * indent}{palette.of(glyph)}{glyph}{palette.end} {key:<{width}} = "
+    note = " # forces replacement" if path in forced else ""
+    present = [value for value in (old, new) if value is not None]
+    if glyph != " " and present and all(isinstance(v, dict) and v for v in present):
+        yield f"{head}{{{note}"
+        yield from _body(old, new, indent + 4, palette, forced, f"{path}.")
+        yield f"{' ' * (indent + 2)}}}"
+    elif glyph == "~":
+        yield f"{head}{_value(old)} -> {_value(new)}{note}"
+    elif glyph == "-":
+        yield f"{head}{_value(old)} -> null{note}"
+    else:
+        yield f"{head}{_value(new)}{note}"
+
+
+def _glyph(key: str, was: dict[str, Any], now: dict[str, Any]) -> str:
+    if key not in was:
+        return "+"
+    if key not in now:
+        return "-"
+    return " " if was[key] == now[key] else "~"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    return canonical_json(value)

@@ -1,0 +1,184 @@
+"""Desired -> launch specs: which engine, source and provider each served entity needs, or why it has none.
+
+Uses the site block's catalogue (`models`), its reading of `workload_type`s and its overrides by address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.external import external_spec
+from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.revision import canonical_json, digest, revision
+from servestate.planner.spec.bundle import Desired, DesiredEndpoint
+from servestate.planner.spec.endpoint import ServedEntity
+from servestate.planner.spec.normal import normal_form
+from servestate.planner.spec.site import ModelVersion, Site, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEntity:
+    """A served entity with all that is needed to run it. `weight` is its percentage of the traffic."""
+
+    name: str
+    weight: int
+    spec: Spec
+    revision: str
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEndpoint:
+    """An endpoint ready to be planned. `block` is the canonical JSON of its normal form; entities are in
+    declared order; `protected` is `lifecycle.prevent_destroy`."""
+
+    name: str
+    key: str
+    block: str
+    entities: tuple[ResolvedEntity, ...]
+    protected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """All desired endpoints of one bundle, by name. `digest` covers everything a plan depends on."""
+
+    bundle: str
+    endpoints: tuple[ResolvedEndpoint, ...]
+    digest: str
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Collects, so that one run reports everything."""
+
+    desired: Desired
+    found: list[Diagnostic] = field(default_factory=list)
+
+    def error(self, code: str, endpoint: str, path: tuple[str | int, ...], what: str, fix: str) -> None:
+        where = self.desired.where(endpoint, *path)
+        self.found.append(Diagnostic(code, what, fix, where))
+
+
+def resolve(desired: Desired, supported_providers: frozenset[str]) -> Resolved:
+    """Every endpoint with its launch specs. Raises InvalidInput with all that cannot be resolved."""
+    findings = _Findings(desired)
+    endpoints = tuple(_endpoint(e, desired.site, findings, supported_providers) for e in desired.endpoints)
+    if findings.found:
+        raise InvalidInput(findings.found)
+    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected] for e in endpoints]
+    return Resolved(desired.bundle, endpoints, digest([desired.bundle, facts]))
+
+
+def _endpoint(
+    endpoint: DesiredEndpoint, site: Site, findings: _Findings, providers: frozenset[str]
+) -> ResolvedEndpoint:
+    spec = endpoint.spec
+    weights = spec.weights
+    entities: list[ResolvedEntity] = []
+    for index, entity in enumerate(spec.entities):
+        launch, timings = _entity(spec.name, index, entity, site, findings, providers)
+        if launch is not None:
+            entities.append(
+                ResolvedEntity(entity.name, weights.get(entity.name, 0), launch, revision(launch), timings)
+            )
+    protected = spec.lifecycle is not None and spec.lifecycle.prevent_destroy
+    block = canonical_json(normal_form(spec))
+    return ResolvedEndpoint(spec.name, endpoint.key, block, tuple(entities), protected)
+
+
+def _entity(
+    endpoint: str,
+    index: int,
+    entity: ServedEntity,
+    site: Site,
+    findings: _Findings,
+    providers: frozenset[str],
+) -> tuple[Spec | None, Timings]:
+    if entity.external_model is not None:
+        return external_spec(entity.external_model), site.timings(endpoint, entity.name)
+    version = _model_version(endpoint, index, entity, site, findings)
+    if version is None:
+        return None, Timings()
+    task, model = version
+    provider = _provider(endpoint, index, entity, site, findings, providers)
+    if provider is None:
+        return None, Timings()
+    spec = _launch_spec(entity, task, model, provider, site.extra_args(endpoint, entity.name))
+    return spec, site.timings(endpoint, entity.name, model)
+
+
+def _model_version(
+    endpoint: str, index: int, entity: ServedEntity, site: Site, findings: _Findings
+) -> tuple[str, ModelVersion] | None:
+    name, wanted = entity.entity_name, entity.entity_version
+    path = ("config", "served_entities", index, "entity_name")
+    if name.startswith("file://"):
+        return "", ModelVersion(engine="llamacpp", source=name)
+    model = site.models.get(name)
+    if model is None:
+        findings.error(
+            "SS201",
+            endpoint,
+            path,
+            f'entity "{entity.name}" of "{endpoint}" names the model "{name}", which this site does not know',
+            f"declare it under servestate.models: {_list(site.models)}, or name a file: file://PATH.gguf",
+        )
+        return None
+    if wanted in model.versions:
+        return model.task, model.versions[wanted]
+    findings.error(
+        "SS202",
+        endpoint,
+        (*path[:-1], "entity_version"),
+        f'model "{name}" has no version "{wanted}" in this site',
+        f"use one of its versions ({', '.join(sorted(model.versions)) or 'none declared'}) or declare it "
+        f"under servestate.models",
+    )
+    return None
+
+
+def _list(names: object) -> str:
+    known = sorted(names) if isinstance(names, dict) else []
+    return f"it has {', '.join(known)}" if known else "it is empty"
+
+
+def _provider(
+    endpoint: str,
+    index: int,
+    entity: ServedEntity,
+    site: Site,
+    findings: _Findings,
+    providers: frozenset[str],
+) -> str | None:
+    kind = entity.workload_type
+    path = ("config", "served_entities", index, "workload_type")
+    provider = site.workload_types[kind].provider
+    if provider in providers:
+        return provider
+    findings.error(
+        "SS203",
+        endpoint,
+        path,
+        f'workload type {kind} means provider "{provider}", which is not supported yet',
+        f"map {kind} to one of {', '.join(sorted(providers))} under servestate.workload_types",
+    )
+    return None
+
+
+def _launch_spec(
+    entity: ServedEntity, task: str, version: ModelVersion, provider: str, extra_args: tuple[str, ...]
+) -> LaunchSpec:
+    args = version.argv if version.engine == "command" else version.args
+    env = {**version.env, **entity.environment_vars}
+    return LaunchSpec(
+        provider=provider,
+        engine=version.engine,
+        model=entity.entity_name or entity.name,
+        source=version.source,
+        task=task,
+        args=args + extra_args,
+        env=tuple(sorted(env.items())),
+        health_path=version.health_path,
+    )

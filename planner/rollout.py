@@ -1,0 +1,168 @@
+"""Matches -> steps and the edges between them.
+
+How one entity's instance takes the place of another:
+
+    surge     Launch new, AwaitReady new, PublishTable(new), Drain old, Stop old
+    recreate  PublishTable(without old), Drain old, Stop old, Launch new, AwaitReady new, PublishTable(new)
+
+Whatever the order, no instance is stopped while a route leads to it, and none is routed to before it is
+ready. The routes of an endpoint move in one step, after everything in them is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from servestate.planner.address import EndpointAddress, InstanceAddress
+from servestate.planner.launch import ExternalSpec, LaunchSpec
+from servestate.planner.live import Observation
+from servestate.planner.match import Match, Need
+from servestate.planner.resolve import ResolvedEndpoint
+from servestate.planner.spec.site import Timings
+from servestate.planner.state import EndpointRecord, Instance, Phase, Target
+from servestate.planner.steps import (
+    AwaitReady,
+    Drain,
+    Forget,
+    Launch,
+    Node,
+    PublishTable,
+    Register,
+    Stop,
+    Withdraw,
+)
+
+
+def change_endpoint(
+    desired: ResolvedEndpoint,
+    owner: str,
+    record: EndpointRecord | None,
+    matches: Sequence[Match],
+    removed: Sequence[Instance],
+) -> Iterator[Node]:
+    """The steps that bring one endpoint to what is desired; none if it already is."""
+    wanted = _record(desired, owner, record, matches)
+    emptied = [m for m in matches if _recreates(m)]
+    first = list(_vacate(wanted, record, emptied))
+    yield from first
+    after_stop = {m.entity.name: _stop_ids(m.old) for m in emptied}
+    ready: list[str] = []
+    for match in matches:
+        nodes = list(_start(match, after_stop.get(match.entity.name, ())))
+        yield from nodes
+        ready += [nodes[-1].id] if nodes else []
+    needs = (*ready, *(node.id for node in first))
+    publish = f"publish:{wanted.name}"
+    if wanted != record:
+        yield Node(publish, PublishTable(wanted), needs)
+    after = (publish,) if wanted != record else ()
+    for match in matches:
+        if match not in emptied:
+            for old in match.old:
+                yield from _retire(old, after, match.entity.timings)
+    for instance in removed:
+        yield from _retire(instance, after, Timings())
+
+
+def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> Iterator[Node]:
+    """The steps that take an endpoint away: out of the table, instances drained and stopped, forgotten."""
+    withdraw = f"withdraw:{record.name}"
+    needs: tuple[str, ...] = ()
+    if record.targets:
+        yield Node(withdraw, Withdraw(EndpointAddress(record.name)))
+        needs = (withdraw,)
+    last: list[str] = list(needs)
+    for instance in instances:
+        nodes = list(_retire(instance, needs, Timings()))
+        yield from nodes
+        last.append(nodes[-1].id)
+    yield Node(f"forget:{record.name}", Forget(EndpointAddress(record.name)), tuple(last))
+
+
+def remove_orphans(instances: Sequence[Instance]) -> Iterator[Node]:
+    """The steps that end instances whose endpoint was never published."""
+    for instance in instances:
+        yield from _retire(instance, (), Timings())
+
+
+def remove_stray(stray: Observation) -> Node:
+    """The step that ends something that wears our marks but is in no state."""
+    step = Stop(stray.address, stray.provider, stray.handle, Timings().stop_grace_s)
+    return Node(f"stop-stray:{stray.address}:{stray.handle}", step)
+
+
+def _record(
+    desired: ResolvedEndpoint, owner: str, before: EndpointRecord | None, matches: Sequence[Match]
+) -> EndpointRecord:
+    targets = tuple(Target(m.entity.name, m.entity.weight, (m.use,)) for m in matches)
+    version = before.config_version if before else 0
+    if before is None or before.targets != targets:
+        version += 1
+    return EndpointRecord(
+        desired.name, desired.key, owner, desired.block, version, targets, desired.protected
+    )
+
+
+def _recreates(match: Match) -> bool:
+    return match.need is Need.LAUNCH and match.entity.timings.strategy == "recreate" and bool(match.old)
+
+
+def _vacate(
+    wanted: EndpointRecord, record: EndpointRecord | None, emptied: Sequence[Match]
+) -> Iterator[Node]:
+    """For recreate: take the old instances out of the routes, then stop them."""
+    if not emptied:
+        return
+    gone = {i.address for m in emptied for i in m.old}
+    needs: tuple[str, ...] = ()
+    if record is not None and any(a in gone for t in record.targets for a in t.instances):
+        targets = tuple(
+            replace(t, instances=tuple(a for a in t.instances if a not in gone)) for t in record.targets
+        )
+        without = replace(record, targets=targets, config_version=wanted.config_version)
+        publish = f"publish-without:{wanted.name}"
+        yield Node(publish, PublishTable(without))
+        needs = (publish,)
+    for match in emptied:
+        for old in match.old:
+            yield from _retire(old, needs, match.entity.timings)
+
+
+def _start(match: Match, after: Sequence[str]) -> Iterator[Node]:
+    """The steps that make the chosen instance ready."""
+    address, spec = match.use, match.entity.spec
+    launch = f"launch:{address}"
+    if match.need is Need.REGISTER:
+        assert isinstance(spec, ExternalSpec)
+        yield Node(f"register:{address}", Register(address, spec))
+    if match.need is Need.LAUNCH:
+        assert isinstance(spec, LaunchSpec)
+        yield Node(launch, Launch(address, spec), tuple(after))
+    if match.need in (Need.LAUNCH, Need.AWAIT):
+        needs = (launch,) if match.need is Need.LAUNCH else ()
+        yield Node(f"ready:{address}", AwaitReady(address, match.entity.timings.ready_timeout_s), needs)
+
+
+def _retire(instance: Instance, needs: tuple[str, ...], timings: Timings) -> Iterator[Node]:
+    """The steps that end an instance after its last route is gone."""
+    address = instance.address
+    if isinstance(instance.spec, ExternalSpec):
+        yield Node(f"forget:{address}", Forget(address), needs)
+        return
+    if instance.phase in (Phase.READY, Phase.DRAINING):  # requests may be in flight on it
+        drain = f"drain:{address}"
+        yield Node(drain, Drain(address, timings.drain_timeout_s), needs)
+        needs = (drain,)
+    stop = Stop(address, instance.spec.provider, instance.handle, timings.stop_grace_s)
+    yield Node(_stop_id(address), stop, needs)
+
+
+def _stop_id(address: InstanceAddress) -> str:
+    return f"stop:{address}"
+
+
+def _stop_ids(instances: Sequence[Instance]) -> tuple[str, ...]:
+    return tuple(
+        f"forget:{i.address}" if isinstance(i.spec, ExternalSpec) else _stop_id(i.address) for i in instances
+    )
