@@ -163,7 +163,7 @@ def _plan_body(plan: Plan) -> Json:
         "desired_digest": plan.desired_digest,
         "destroy": plan.destroy,
         "unchanged": plan.unchanged,
-        "observed": dict(plan.observed),
+        "observed": {address: dict(facts) for address, facts in plan.observed},
         "drift": [[d.address, str(d.kind), d.recorded, d.live] for d in plan.drift],
         "changes": [_change_to_json(c) for c in plan.changes],
         "steps": [_node_to_json(n) for n in plan.nodes],
@@ -172,7 +172,7 @@ def _plan_body(plan: Plan) -> Json:
 
 def _plan_from(body: Json) -> Plan:
     found = {k: v for k, v in body.items() if k != "steps"}
-    found["observed"] = tuple(sorted((a, f) for a, f in body["observed"].items()))
+    found["observed"] = tuple((a, tuple(sorted(f.items()))) for a, f in sorted(body["observed"].items()))
     found["drift"] = tuple(Drift(a, DriftKind(k), r, live) for a, k, r, live in body["drift"])
     found["changes"] = tuple(_change_from(c) for c in body["changes"])
     found["nodes"] = tuple(_node_from(n) for n in body["steps"])

@@ -137,7 +137,7 @@ def _replacement(
         reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
     else:
         reason, note = Reason.CANNOT_UPDATE, ""
-    recreate = match.entity.timings.strategy == "recreate"
+    recreate = match.entity.timings.recreate
     action = Action.DELETE_THEN_CREATE if recreate else Action.CREATE_THEN_DELETE
     return Change(address, action, reason, _category(match), before, after, fields, note)
 
@@ -158,7 +158,7 @@ def _with_note(change: Change, note: str) -> Change:
 def _category(match: Match) -> Category:
     if match.need is Need.REGISTER:
         return Category.ROUTE_ONLY
-    recreates = match.entity.timings.strategy == "recreate" and match.old
+    recreates = match.entity.timings.recreate and match.old
     return Category.RECREATE if recreates else Category.ROLLING
 
 

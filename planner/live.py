@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from servestate.planner.address import InstanceAddress
-from servestate.planner.revision import digest
 
 
 class LiveStatus(StrEnum):
@@ -35,11 +34,10 @@ class Observation:
     fields: tuple[tuple[str, str], ...] = ()
 
     @property
-    def fingerprint(self) -> str:
-        """Changes whenever anything observed changes; a saved plan holds it per object it relies on."""
-        return digest([str(self.address), self.provider, self.handle, self.url, self.status, self.fields])[
-            :16
-        ]
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """All that was observed, by field name; a saved plan holds it for every object it relies on."""
+        own = (("handle", self.handle), ("provider", self.provider), ("status", str(self.status)))
+        return tuple(sorted((*own, ("url", self.url), *self.fields)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from servestate.planner import diff, graph, rollout
 from servestate.planner.address import EntityAddress, InstanceAddress
@@ -14,11 +14,13 @@ from servestate.planner.live import Live, Observation
 from servestate.planner.match import Match, by_entity, match, settle, strays
 from servestate.planner.resolve import Resolved, ResolvedEndpoint
 from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, State, apply_event
-from servestate.planner.steps import Launch, Node, PublishTable, RewriteTable, Withdraw
+from servestate.planner.steps import Drain, Launch, Node, RewriteTable, Stop
 from servestate.planner.version import VERSION
 
-ABSENT = "absent"
-"""The fingerprint of something that a plan relies on not being there."""
+Facts = tuple[tuple[str, str], ...]
+
+ABSENT: Facts = (("status", "absent"),)
+"""What a plan observed of something that it relies on not being there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +28,14 @@ class Plan:
     """What apply would do, and all it relies on.
 
     `lineage` and `serial` name the state it was made against, `desired_digest` the configuration, `observed`
-    the fingerprint of every live object it touches. `unchanged` counts the endpoints that need nothing.
+    what was seen of every live object it touches. `unchanged` counts the endpoints that need nothing.
     """
 
     lineage: str
     serial: int
     bundle: str
     desired_digest: str
-    observed: tuple[tuple[str, str], ...]
+    observed: tuple[tuple[str, Facts], ...]
     drift: tuple[Drift, ...]
     changes: tuple[Change, ...]
     nodes: tuple[Node, ...]
@@ -179,20 +181,26 @@ def _plan_leftovers(unknown: Iterable[Observation], live: Live, drafts: _Drafts)
 
 
 def _plan_table(state: State, live: Live, drafts: _Drafts) -> None:
-    """A table file that is lost or behind is written again, unless a step does so anyway."""
-    behind = bool(state.table_serial) and live.table_version != state.table_serial
-    if behind and not any(isinstance(n.step, PublishTable | Withdraw) for n in drafts.nodes):
-        drafts.nodes.append(Node("rewrite-table", RewriteTable()))
+    """A table file that is lost or behind is written again, before anything is drained or stopped: the
+    router may still route by the old one."""
+    if not state.table_serial or live.table_version == state.table_serial:
+        return
+    rewrite = Node("rewrite-table", RewriteTable())
+    drafts.nodes = [
+        replace(n, needs=(*n.needs, rewrite.id)) if isinstance(n.step, Drain | Stop) else n
+        for n in drafts.nodes
+    ]
+    drafts.nodes.append(rewrite)
 
 
-def _observed(touched: set[InstanceAddress], live: Live) -> tuple[tuple[str, str], ...]:
-    return tuple((str(a), fingerprint(live, a)) for a in sorted(touched))
+def _observed(touched: set[InstanceAddress], live: Live) -> tuple[tuple[str, Facts], ...]:
+    return tuple((str(address), observed_facts(live, address)) for address in sorted(touched))
 
 
-def fingerprint(live: Live, address: InstanceAddress) -> str:
+def observed_facts(live: Live, address: InstanceAddress) -> Facts:
     """What a plan remembers of one live object; ABSENT where there is none."""
     seen = live.instances.get(address)
-    return seen.fingerprint if seen else ABSENT
+    return seen.facts if seen else ABSENT
 
 
 def _check_owners(desired: Resolved, state: State) -> None:

@@ -14,7 +14,8 @@ from servestate.planner.revision import canonical_json, digest, revision
 from servestate.planner.spec.bundle import Desired, DesiredEndpoint
 from servestate.planner.spec.endpoint import ServedEntity
 from servestate.planner.spec.normal import normal_form
-from servestate.planner.spec.site import ModelVersion, Site, Timings
+from servestate.planner.spec.site import ModelVersion, Site
+from servestate.planner.timings import Timings, extra_args, timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,10 @@ def _endpoint(
     weights = spec.weights
     entities: list[ResolvedEntity] = []
     for index, entity in enumerate(spec.entities):
-        launch, timings = _entity(spec.name, index, entity, site, findings, providers)
+        launch, timing = _entity(spec.name, index, entity, site, findings, providers)
         if launch is not None:
             entities.append(
-                ResolvedEntity(entity.name, weights.get(entity.name, 0), launch, revision(launch), timings)
+                ResolvedEntity(entity.name, weights.get(entity.name, 0), launch, revision(launch), timing)
             )
     protected = spec.lifecycle is not None and spec.lifecycle.prevent_destroy
     block = canonical_json(normal_form(spec))
@@ -97,7 +98,7 @@ def _entity(
     providers: frozenset[str],
 ) -> tuple[Spec | None, Timings]:
     if entity.external_model is not None:
-        return external_spec(entity.external_model), site.timings(endpoint, entity.name)
+        return external_spec(entity.external_model), timings(site, endpoint, entity.name)
     version = _model_version(endpoint, index, entity, site, findings)
     if version is None:
         return None, Timings()
@@ -105,8 +106,8 @@ def _entity(
     provider = _provider(endpoint, index, entity, site, findings, providers)
     if provider is None:
         return None, Timings()
-    spec = _launch_spec(entity, task, model, provider, site.extra_args(endpoint, entity.name))
-    return spec, site.timings(endpoint, entity.name, model)
+    spec = _launch_spec(entity, task, model, provider, extra_args(site, endpoint, entity.name))
+    return spec, timings(site, endpoint, entity.name, model)
 
 
 def _model_version(
@@ -168,7 +169,7 @@ def _provider(
 
 
 def _launch_spec(
-    entity: ServedEntity, task: str, version: ModelVersion, provider: str, extra_args: tuple[str, ...]
+    entity: ServedEntity, task: str, version: ModelVersion, provider: str, extra: tuple[str, ...]
 ) -> LaunchSpec:
     args = version.argv if version.engine == "command" else version.args
     env = {**version.env, **entity.environment_vars}
@@ -178,7 +179,7 @@ def _launch_spec(
         model=entity.entity_name or entity.name,
         source=version.source,
         task=task,
-        args=args + extra_args,
+        args=args + extra,
         env=tuple(sorted(env.items())),
         health_path=version.health_path,
     )

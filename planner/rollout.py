@@ -19,7 +19,6 @@ from servestate.planner.launch import ExternalSpec, LaunchSpec
 from servestate.planner.live import Observation
 from servestate.planner.match import Match, Need
 from servestate.planner.resolve import ResolvedEndpoint
-from servestate.planner.spec.site import Timings
 from servestate.planner.state import EndpointRecord, Instance, Phase, Target
 from servestate.planner.steps import (
     AwaitReady,
@@ -32,6 +31,7 @@ from servestate.planner.steps import (
     Stop,
     Withdraw,
 )
+from servestate.planner.timings import Timings
 
 
 def change_endpoint(
@@ -105,7 +105,7 @@ def _record(
 
 
 def _recreates(match: Match) -> bool:
-    return match.need is Need.LAUNCH and match.entity.timings.strategy == "recreate" and bool(match.old)
+    return match.need is Need.LAUNCH and match.entity.timings.recreate and bool(match.old)
 
 
 def _vacate(

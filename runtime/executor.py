@@ -1,0 +1,401 @@
+"""Walks the step graph: intent committed before every effect, result after it. The one owner of State.
+
+Steps run as tasks, as many at once as their needs allow; what they record goes through one commit at a time,
+and whatever waits together is committed together. A crash at any moment leaves either an intent, which the
+next apply settles by looking for the marks, or a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from servestate.planner import state as state_events
+from servestate.planner.address import InstanceAddress
+from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.graph import Graph, build
+from servestate.planner.launch import Spec
+from servestate.planner.live import Live
+from servestate.planner.match import settle
+from servestate.planner.plan import Plan
+from servestate.planner.state import (
+    BecameReady,
+    DrainBegan,
+    Event,
+    Forgotten,
+    IllegalEvent,
+    Instance,
+    LaunchFailed,
+    LaunchIntended,
+    Phase,
+    Published,
+    Registered,
+    State,
+    StopIntended,
+    Stopped,
+    StrayStopped,
+    Withdrawn,
+)
+from servestate.planner.steps import (
+    AwaitReady,
+    Drain,
+    Forget,
+    Launch,
+    Node,
+    PublishTable,
+    Register,
+    RewriteTable,
+    Step,
+    Stop,
+    Withdraw,
+)
+from servestate.planner.table_build import build_table
+from servestate.providers.protocol import Launched, Marks, PermanentError, Provider, TransientError
+from servestate.providers.readiness import await_ready
+from servestate.runtime.failpoints import reach
+from servestate.runtime.reporter import Reporter
+from servestate.runtime.store.protocol import Lock, LostLock, StateStore, StoreError
+from servestate.runtime.table_file import write_table
+
+PARALLEL_EFFECTS = 10
+"""How many launches and stops run at once."""
+
+LAUNCH_ATTEMPTS = 3
+"""How often a launch is tried while the provider says that the error may go away."""
+
+
+class Drainer(Protocol):
+    """Knows from the router when an instance has no request in flight."""
+
+    async def drained(
+        self, address: InstanceAddress, table_version: int, timeout_s: float, report: Callable[[str], None]
+    ) -> None:
+        """Return once the router has adopted `table_version` and nothing is in flight on the instance, or
+        `timeout_s` is over, or no router runs."""
+
+
+class StepFailed(Exception):
+    """A step could not be done; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of each step, by id. `lost` holds why writing state became impossible, empty otherwise."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+    lost: Exception | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step was done."""
+        return not (self.failed or self.skipped or self.lost or self.interrupted)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that the executor touches. `new_id` mints ids of intents, `clock` is seconds since the epoch."""
+
+    store: StateStore
+    providers: Mapping[str, Provider]
+    table_path: Path
+    drainer: Drainer
+    new_id: Callable[[], str]
+    clock: Callable[[], float] = time.time
+
+
+class Executor:
+    """Carries out one plan against one state, under a lock that is already held."""
+
+    def __init__(self, world: World, state: State, lock: Lock, reporter: Reporter) -> None:
+        self.state = state
+        self._world = world
+        self._lock = lock
+        self._reporter = reporter
+        self._effects = asyncio.Semaphore(PARALLEL_EFFECTS)
+        self._pending: list[tuple[Event, asyncio.Future[None]]] = []
+        self._outcome = Outcome()
+        self._waits: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._table_written = -1
+
+    async def run(self, plan: Plan, live: Live) -> Outcome:
+        """Record what a crash left unrecorded, then do the steps. Never raises for what a step or the store
+        does; everything that happened is in the outcome."""
+        try:
+            recovered = list(settle(self.state, live))
+            if recovered:
+                self._reporter.notice(f"recorded {len(recovered)} results of an interrupted apply")
+                self._commit(recovered)
+            await self._walk(build(plan.nodes))
+        except (LostLock, StoreError) as error:
+            self._outcome.lost = error
+        return self._outcome
+
+    def stop(self) -> None:
+        """Start no further step and cut short what only waits; what is in flight finishes."""
+        self._stopping = True
+        self._outcome.interrupted = True
+        for task in self._waits:
+            task.cancel()
+
+    async def _walk(self, graph: Graph) -> None:
+        missing = {id: len(node.needs) for id, node in graph.nodes.items()}
+        running: dict[asyncio.Task[None], str] = {}
+        ready = [id for id, n in missing.items() if n == 0]
+        while ready or running:
+            for id in ready:
+                self._start(graph, id, running)
+            ready = []
+            if not running:
+                break
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                id = running.pop(task)
+                if self._settle_task(graph, id, task):
+                    for dependent in graph.dependents.get(id, ()):
+                        missing[dependent] -= 1
+                        if not missing[dependent]:
+                            ready.append(dependent)
+        self._skip_rest(graph)
+
+    def _start(self, graph: Graph, id: str, running: dict[asyncio.Task[None], str]) -> None:
+        if self._stopping or self._outcome.lost or id in self._outcome.skipped:
+            return
+        node = graph.nodes[id]
+        self._reporter.step_started(node)
+        task = asyncio.create_task(self._timed(node))
+        running[task] = id
+        if isinstance(node.step, AwaitReady | Drain):
+            self._waits.add(task)
+            task.add_done_callback(self._waits.discard)
+
+    async def _timed(self, node: Node) -> None:
+        began = time.monotonic()
+        try:
+            await self._do(node)
+        except (StepFailed, PermanentError, TransientError, OSError) as error:
+            why = _explain(error)
+            self._reporter.step_failed(node, why, time.monotonic() - began)
+            raise StepFailed(why) from error
+        self._reporter.step_done(node, time.monotonic() - began)
+
+    def _settle_task(self, graph: Graph, id: str, task: asyncio.Task[None]) -> bool:
+        """Book the end of a step; whether what needs it may go on."""
+        if task.cancelled():
+            return False
+        error = task.exception()
+        if error is None:
+            self._outcome.done.append(id)
+            return True
+        if isinstance(error, LostLock | StoreError):
+            self._outcome.lost = self._outcome.lost or error
+            return False
+        if not isinstance(error, StepFailed):
+            raise error
+        self._outcome.failed[id] = str(error)
+        for dependent in graph.downstream(id):
+            if dependent not in self._outcome.skipped:
+                self._outcome.skipped[dependent] = f"dependency failed: {id}"
+                self._reporter.step_skipped(graph.nodes[dependent], f"dependency failed: {id}")
+        return False
+
+    def _skip_rest(self, graph: Graph) -> None:
+        accounted = {*self._outcome.done, *self._outcome.failed, *self._outcome.skipped}
+        because = "interrupted" if self._stopping else "the state could not be written"
+        for id, node in graph.nodes.items():
+            if id not in accounted:
+                self._outcome.skipped[id] = because
+                self._reporter.step_skipped(node, because)
+
+    async def _do(self, node: Node) -> None:
+        step: Step = node.step
+        match step:
+            case Launch():
+                await self._launch(step)
+            case Register():
+                await self._register(step)
+            case AwaitReady():
+                await self._await_ready(node, step)
+            case PublishTable():
+                await self._publish(step)
+            case Withdraw(endpoint):
+                reach("withdraw.before_intent")
+                await self._record(Withdrawn(endpoint))
+                self._write_table("withdraw")
+            case RewriteTable():
+                self._write_table("rewrite")
+            case Drain():
+                await self._drain(node, step)
+            case Stop():
+                await self._stop(step)
+            case Forget(address):
+                reach("forget.before_intent")
+                await self._record(Forgotten(address))
+                reach("forget.after_result")
+            case _:
+                assert_never(step)
+
+    async def _launch(self, step: Launch) -> None:
+        op = self._world.new_id()
+        provider = self._provider(step.spec)
+        async with self._effects:
+            reach("launch.before_intent")
+            await self._record(LaunchIntended(step.address, step.spec, op))
+            reach("launch.after_intent")
+            marks = Marks(self.state.lineage, step.address, self.state.serial, op)
+            try:
+                launched = await _retrying(lambda: provider.launch(step.spec, marks))
+            except (PermanentError, TransientError, OSError) as error:
+                await self._record(LaunchFailed(step.address, _explain(error)))
+                raise
+            reach("launch.after_effect")
+            await self._record(state_events.Launched(step.address, launched.handle, launched.url))
+            reach("launch.after_result")
+
+    async def _register(self, step: Register) -> None:
+        reach("register.before_intent")
+        marks = Marks(self.state.lineage, step.address, self.state.serial, self._world.new_id())
+        launched = await self._provider(step.spec).launch(step.spec, marks)
+        reach("register.after_effect")
+        await self._record(Registered(step.address, step.spec, launched.handle, launched.url))
+        reach("register.after_result")
+
+    async def _await_ready(self, node: Node, step: AwaitReady) -> None:
+        instance = self._instance(step.address)
+        provider = self._provider(instance.spec)
+
+        def report(text: str) -> None:
+            self._reporter.step_progress(node, text)
+
+        try:
+            await await_ready(provider, instance.handle, instance.spec, step.timeout_s, report)
+        except (PermanentError, TransientError) as error:
+            # Recorded first: if we die before the stop, the next apply finds it failed and stops it.
+            await self._record(LaunchFailed(step.address, _explain(error)))
+            reach("ready.after_failure")
+            await provider.stop(instance.handle, 0)
+            raise
+        reach("ready.after_effect")
+        await self._record(BecameReady(step.address))
+        reach("ready.after_result")
+
+    async def _publish(self, step: PublishTable) -> None:
+        addresses = [address for target in step.record.targets for address in target.instances]
+        unready = [a for a in addresses if self._instance(a).phase is not Phase.READY]
+        if unready:
+            raise StepFailed(f"not published: {', '.join(map(str, unready))} is not ready")
+        reach("publish.before_intent")
+        await self._record(Published(step.record))
+        reach("publish.after_intent")
+        self._write_table("publish")
+
+    def _write_table(self, point: str) -> None:
+        """Write the table as state has it. Several publishes that were committed together write it once:
+        the first to get here writes for all of them."""
+        if self._table_written != self.state.table_serial or point == "rewrite":
+            write_table(self._world.table_path, build_table(self.state))
+            self._table_written = self.state.table_serial
+        reach(f"{point}.after_effect")
+
+    async def _drain(self, node: Node, step: Drain) -> None:
+        reach("drain.before_intent")
+        await self._record(DrainBegan(step.address))
+        reach("drain.after_intent")
+
+        def report(text: str) -> None:
+            self._reporter.step_progress(node, text)
+
+        version = self.state.table_serial
+        await self._world.drainer.drained(step.address, version, step.timeout_s, report)
+        reach("drain.after_effect")
+
+    async def _stop(self, step: Stop) -> None:
+        recorded = self.state.instances.get(step.address)
+        ours = recorded is not None and recorded.handle == step.handle
+        async with self._effects:
+            reach("stop.before_intent")
+            if ours:
+                self._check_unrouted(step.address)
+                await self._record(StopIntended(step.address, self._world.new_id()))
+            reach("stop.after_intent")
+            if step.handle:
+                await self._world.providers[step.provider].stop(step.handle, step.grace_s)
+            reach("stop.after_effect")
+            await self._record(Stopped(step.address) if ours else StrayStopped(step.address, step.handle))
+            reach("stop.after_result")
+
+    def _check_unrouted(self, address: InstanceAddress) -> None:
+        """No plan stops what a route leads to; if one ever did, this is where it ends."""
+        record = self.state.endpoints.get(address.endpoint)
+        if record and any(address in target.instances for target in record.targets):
+            raise StepFailed(f"not stopped: requests are still routed to {address}")
+
+    def _provider(self, spec: Spec) -> Provider:
+        return self._world.providers[spec.provider]
+
+    def _instance(self, address: InstanceAddress) -> Instance:
+        instance = self.state.instances.get(address)
+        if instance is None:
+            raise StepFailed(f"{address} is not in state")
+        return instance
+
+    async def _record(self, event: Event) -> None:
+        """Commit one event. Events of steps that wait at the same time share a transaction."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append((event, done))
+        if len(self._pending) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+        await done
+
+    def _flush(self) -> None:
+        batch, self._pending = self._pending, []
+        try:
+            if self._outcome.lost:
+                raise self._outcome.lost
+            self._commit([event for event, _ in batch])
+        except (LostLock, StoreError, IllegalEvent) as error:
+            if not isinstance(error, IllegalEvent):
+                self._outcome.lost = error
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        for _, done in batch:
+            if not done.done():
+                done.set_result(None)
+
+    def _commit(self, events: list[Event]) -> None:
+        self.state = self._world.store.commit(self.state, events, self._lock, self._world.clock())
+
+
+async def _retrying(launch: Callable[[], Awaitable[Launched]]) -> Launched:
+    """Launch, again after what may go away by itself; the same address twice starts one instance."""
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(TransientError),
+        stop=stop_after_attempt(LAUNCH_ATTEMPTS),
+        wait=wait_exponential_jitter(initial=0.2, max=5.0),
+        reraise=True,
+    )
+    return await retrying(launch)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, for people and for state: never holds a secret, since no error of ours does."""
+    match error:
+        case PermanentError():
+            return str(Diagnostic(error.code, error.what, error.fix))
+        case OSError():
+            return str(
+                Diagnostic("SS410", f"cannot write the routing table: {error}", "free space, apply again")
+            )
+        case _:
+            return str(error)

@@ -1,0 +1,276 @@
+"""The embedded store: one SQLite file, WAL with synchronous=FULL, so an acknowledged commit is on disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from servestate.planner.address import EndpointAddress, parse_instance
+from servestate.planner.codec import (
+    FormatError,
+    decode_instance,
+    decode_record,
+    encode_instance,
+    encode_record,
+)
+from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.state import FORMAT_VERSION, Event, State, apply_event, touched
+from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, LostLock, Owner, StoreError
+
+LOCK_SECONDS = 60.0
+"""A lock that is not renewed for this long is taken for abandoned."""
+
+_BUSY_SECONDS = 5.0
+_SCHEMA = """
+CREATE TABLE meta (
+  one INTEGER PRIMARY KEY CHECK (one = 1), format_version INTEGER NOT NULL, lineage TEXT NOT NULL,
+  serial INTEGER NOT NULL, table_serial INTEGER NOT NULL);
+CREATE TABLE endpoints (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE instances (address TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE journal (
+  serial INTEGER PRIMARY KEY, at REAL NOT NULL, event TEXT NOT NULL, address TEXT NOT NULL, by TEXT NOT NULL);
+CREATE TABLE lock (
+  one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL, owner TEXT NOT NULL,
+  created REAL NOT NULL, expires REAL NOT NULL);
+"""
+
+
+class SqliteStore:
+    """See `StateStore`. `is_gone` tells whether the process of that identity has ended on this machine; it
+    decides whether a lock may be broken without waiting for its expiry."""
+
+    def __init__(self, path: Path, is_gone: Callable[[Owner], bool]) -> None:
+        self._path = path
+        self._is_gone = is_gone
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self) -> State | None:
+        """See `StateStore.read`."""
+        if not self._path.exists():
+            return None
+        with self._failing("read"):
+            if self._connection is not None:
+                return self._read(self._connection)
+            connection = self._open("ro")
+            try:
+                return self._read(connection)
+            finally:
+                connection.close()
+
+    def create(self, lineage: str) -> State:
+        """See `StateStore.create`."""
+        with self._failing("write"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._transaction() as connection:
+                if not _has_schema(connection):
+                    for statement in _SCHEMA.split(";"):
+                        connection.execute(statement)
+                    connection.execute("INSERT INTO meta VALUES (1, ?, ?, 0, 0)", (FORMAT_VERSION, lineage))
+            state = self._read(self._writer())
+            assert state is not None, "the schema and its row were committed together"
+            return state
+
+    def acquire(self, owner: Owner, now: float) -> tuple[Lock, Lock | None]:
+        """See `StateStore.acquire`."""
+        lock = Lock(uuid.uuid4().hex[:12], owner, now, now + LOCK_SECONDS)
+        with self._failing("write"), self._transaction() as connection:
+            held = _held(connection)
+            if held is not None and held.expires > now and not self._is_gone(held.owner):
+                raise LockHeld(held)
+            row = (lock.id, json.dumps(asdict(owner)), lock.created, lock.expires)
+            connection.execute("INSERT OR REPLACE INTO lock VALUES (1, ?, ?, ?, ?)", row)
+        return lock, held
+
+    def renew(self, lock: Lock, now: float) -> bool:
+        """See `StateStore.renew`."""
+        with self._failing("write"), self._transaction() as connection:
+            found = connection.execute(
+                "UPDATE lock SET expires = ? WHERE id = ?", (now + LOCK_SECONDS, lock.id)
+            )
+            return found.rowcount == 1
+
+    def release(self, lock: Lock) -> None:
+        """See `StateStore.release`."""
+        self.break_lock(lock.id)
+
+    def held(self) -> Lock | None:
+        """See `StateStore.held`."""
+        if not self._path.exists():
+            return None
+        with self._failing("read"):
+            connection = self._open("ro")
+            try:
+                return _held(connection) if _has_schema(connection) else None
+            finally:
+                connection.close()
+
+    def break_lock(self, id: str) -> bool:
+        """See `StateStore.break_lock`."""
+        if not self._path.exists():
+            return False
+        with self._failing("write"), self._transaction() as connection:
+            return connection.execute("DELETE FROM lock WHERE id = ?", (id,)).rowcount == 1
+
+    def commit(self, before: State, events: Sequence[Event], lock: Lock, now: float) -> State:
+        """See `StateStore.commit`."""
+        with self._failing("write"), self._transaction() as connection:
+            after = before
+            for event in events:
+                after = apply_event(after, event)
+                _write_event(connection, after, event, lock, now)
+            # The condition is the fence: a holder that was frozen, or whose lock was broken, writes nothing.
+            swapped = connection.execute(
+                "UPDATE meta SET serial = ?, table_serial = ? WHERE serial = ? AND lineage = ?"
+                " AND EXISTS (SELECT 1 FROM lock WHERE id = ?)",
+                (after.serial, after.table_serial, before.serial, before.lineage, lock.id),
+            )
+            if swapped.rowcount != 1:
+                raise LostLock
+        return after
+
+    def journal(self, after_serial: int) -> list[JournalEntry]:
+        """See `StateStore.journal`."""
+        if not self._path.exists():
+            return []
+        with self._failing("read"):
+            connection = self._open("ro")
+            try:
+                rows = connection.execute(
+                    "SELECT serial, at, event, address, by FROM journal WHERE serial > ? ORDER BY serial",
+                    (after_serial,),
+                )
+                return [JournalEntry(*row) for row in rows]
+            finally:
+                connection.close()
+
+    def close(self) -> None:
+        """See `StateStore.close`."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+        connection.execute("PRAGMA query_only = " + ("ON" if mode == "ro" else "OFF"))
+        return connection
+
+    def _writer(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open("rwc")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+        return self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._writer()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _read(self, connection: sqlite3.Connection) -> State | None:
+        connection.execute("BEGIN")  # one snapshot for all three tables
+        try:
+            if not _has_schema(connection):
+                return None
+            row = connection.execute("SELECT format_version, lineage, serial, table_serial FROM meta")
+            version, lineage, serial, table_serial = row.fetchone()
+            if version != FORMAT_VERSION:
+                raise FormatError(f"it has format version {version}, this servestate reads {FORMAT_VERSION}")
+            endpoints = {name: decode_record(body) for name, body in _rows(connection, "endpoints")}
+            instances = {
+                parse_instance(address): decode_instance(body)
+                for address, body in _rows(connection, "instances")
+            }
+        finally:
+            connection.execute("ROLLBACK")
+        return State(lineage, serial, table_serial, endpoints, instances)
+
+    @contextmanager
+    def _failing(self, verb: str) -> Iterator[None]:
+        """Turn what the storage raises into one clear line."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, FormatError) as error:
+            raise StoreError(self._diagnosis(verb, error)) from error
+
+    def _diagnosis(self, verb: str, error: Exception) -> Diagnostic:
+        what = f"cannot {verb} the state {self._path}: {error}"
+        text = str(error)
+        if "full" in text or "No space" in text:
+            return Diagnostic(
+                "SS402", what, "free some space and run the same command again: nothing is lost"
+            )
+        if "locked" in text:
+            return Diagnostic("SS403", what, "another servestate is writing right now; run it again")
+        if isinstance(error, FormatError):
+            return Diagnostic("SS404", what, "use the servestate that wrote it, or restore a backup")
+        if "malformed" in text or "not a database" in text:
+            return Diagnostic("SS404", what, "restore a backup of the file; it must not be edited by hand")
+        return Diagnostic("SS401", what, "check that the path exists and may be written by this user")
+
+
+_TABLES = {
+    "endpoints": "SELECT name, body FROM endpoints ORDER BY name",
+    "instances": "SELECT address, body FROM instances ORDER BY address",
+}
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[str, str]]:
+    yield from connection.execute(_TABLES[table])
+
+
+def _has_schema(connection: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'lock'"
+    return connection.execute(query).fetchone() is not None
+
+
+def _held(connection: sqlite3.Connection) -> Lock | None:
+    row = connection.execute("SELECT id, owner, created, expires FROM lock").fetchone()
+    if row is None:
+        return None
+    id, owner, created, expires = row
+    return Lock(id, Owner(**json.loads(owner)), created, expires)
+
+
+def _write_event(connection: sqlite3.Connection, after: State, event: Event, lock: Lock, now: float) -> None:
+    address = touched(event)
+    if isinstance(address, EndpointAddress):
+        record = after.endpoints.get(address.endpoint)
+        body = encode_record(record) if record else None
+        _put(connection, "endpoints", str(address), body)
+    elif address is not None:
+        instance = after.instances.get(address)
+        body = encode_instance(instance) if instance else None
+        _put(connection, "instances", str(address), body)
+    by = f"{lock.owner.person} ({lock.owner.verb})"
+    row = (after.serial, now, type(event).__name__, str(address or ""), by)
+    connection.execute("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", row)
+
+
+_PUT = {
+    "endpoints": ("DELETE FROM endpoints WHERE name = ?", "INSERT OR REPLACE INTO endpoints VALUES (?, ?)"),
+    "instances": (
+        "DELETE FROM instances WHERE address = ?",
+        "INSERT OR REPLACE INTO instances VALUES (?, ?)",
+    ),
+}
+
+
+def _put(connection: sqlite3.Connection, table: str, key: str, body: str | None) -> None:
+    delete, insert = _PUT[table]
+    if body is None:
+        connection.execute(delete, (key,))
+    else:
+        connection.execute(insert, (key, body))

@@ -1,0 +1,42 @@
+"""The routing table file: written whole, made durable, swapped in by rename, so a reader never sees half."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from servestate.planner.table import RoutingTable
+from servestate.planner.table_file import decode, encode
+
+
+def write_table(path: Path, table: RoutingTable) -> None:
+    """Replace the file at `path`. Raises OSError and leaves the old file when that fails."""
+    write_durably(path, encode(table))
+
+
+def read_version(path: Path) -> int | None:
+    """The version of the table in the file; None when it is missing, damaged or unreadable."""
+    try:
+        return decode(path.read_text()).version
+    except (OSError, ValueError):
+        return None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write, fsync, rename, fsync the folder. Raises OSError; the old content is then still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
