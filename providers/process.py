@@ -1,0 +1,347 @@
+"""The provider `process`: engines as local processes that outlive the command that launched them.
+
+Each engine runs below a shim of its own (`shim.py`). The handle is the shim's identity, the truth about what
+runs is the kernel's (`census.py`), and files only add what the kernel does not know (`rundir.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets as random
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.live import LiveStatus, Observation
+from servestate.providers import cause, census, health, identity, labels, needs, proc, spawn
+from servestate.providers.census import Tree
+from servestate.providers.engines import engine_for
+from servestate.providers.engines.engine import Command
+from servestate.providers.identity import Identity
+from servestate.providers.labels import Worn
+from servestate.providers.ports import Ports
+from servestate.providers.protocol import (
+    Failed,
+    Launched,
+    Marks,
+    PermanentError,
+    Readiness,
+    Ready,
+    Starting,
+    TransientError,
+)
+from servestate.providers.rundir import Exit, Folder, Run, RunDir
+from servestate.providers.secrets import Secrets, fill, references
+
+KILL_TIMEOUT_S = 10.0
+LOG_LINES_IN_FAILURE = 20
+LOG_LINES_IN_OBSERVATION = 3
+_SHIM_ALONE_S = 1.0
+_PERMANENT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
+}  # fmt: skip
+
+
+class ProcessProvider:
+    """Local processes. `root` is the run directory, `base_dir` the bundle's folder (relative sources and the
+    engines' working directory), `environ` what engines may inherit from."""
+
+    name = "process"
+
+    def __init__(
+        self,
+        root: Path,
+        base_dir: Path,
+        secrets: Secrets,
+        ports: Ports | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._runs = RunDir(root.absolute())
+        self._base_dir = base_dir.absolute()
+        self._secrets = secrets
+        self._ports = ports or Ports()
+        self._environ = os.environ if environ is None else environ
+        self._masked: set[str] = set()
+
+    async def observe(self, lineage: str) -> list[Observation]:
+        """See `Provider.observe`. Everything of ours is found by its marks, records or not."""
+        trees = {tree.worn.nonce: tree for tree in census.trees() if tree.worn.marks.lineage == lineage}
+        runs = {
+            run.worn.nonce: run
+            for folder in self._runs.folders()
+            if (run := folder.run()) is not None and run.worn.marks.lineage == lineage
+        }
+        looks = (self._look(runs.get(nonce), trees.get(nonce)) for nonce in {**trees, **runs})
+        return [observation for observation in looks if observation is not None]
+
+    def _look(self, run: Run | None, tree: Tree | None) -> Observation | None:
+        """One launch by its record, its processes or both; None when it was never given the word to start."""
+        if run is not None and tree is None and identity.alive(run.shim):
+            tree = census.tree_of(run.worn.nonce)  # launched after the processes were listed
+        if run is None:
+            if tree is None:
+                return None
+            run = Run(tree.head, tree.worn)
+        end = self._folder(run.worn).exit(run.worn.nonce)
+        if tree is not None and tree.shim is not None and end is None:
+            status = LiveStatus.PAUSED if tree.paused else LiveStatus.RUNNING
+            return _observation(run, status) if tree.started else None
+        if end is not None and not end.started:
+            return None
+        why = _why(run, end, [], LOG_LINES_IN_OBSERVATION)
+        return _observation(run, LiveStatus.EXITED, self._mask(why))
+
+    async def launch(self, spec: Spec, marks: Marks) -> Launched:
+        """See `Provider.launch`. Two launches of one address at the same time wait for each other."""
+        if not isinstance(spec, LaunchSpec):
+            raise PermanentError("SS503", f"provider process cannot start an external {spec.kind} entity")
+        with self._plain_errors():
+            folder = self._runs.folder(marks.lineage, marks.address)
+            async with folder.locked():
+                run = self._living(marks)
+                if run is None:
+                    await self._clear(folder, marks)
+                    run = await self._start(folder, spec, marks)
+                    self._runs.prune()
+                return Launched(run.handle, run.url)
+
+    def _living(self, marks: Marks) -> Run | None:
+        for tree in _trees_at(marks):
+            if tree.started and self._folder(tree.worn).exit(tree.worn.nonce) is None:
+                return Run(tree.head, tree.worn)
+        return None
+
+    async def _clear(self, folder: Folder, marks: Marks) -> None:
+        """Kill what is left of dead launches of this address and forget their records."""
+        for tree in _trees_at(marks):
+            await _kill(tree.worn.nonce)
+        folder.clear()
+        folder.rotate_log()
+
+    async def _start(self, folder: Folder, spec: LaunchSpec, marks: Marks) -> Run:
+        mask = self._secret_values(spec)
+        port, reservation = self._ports.reserve(_seed(marks))
+        started: list[Run] = []
+        try:
+            command = self._command(spec, port)
+            worn = Worn(marks, random.token_hex(16), port)
+
+            def record(shim: Identity) -> None:
+                started.append(Run(shim, worn))
+                folder.write_run(started[0])
+
+            await spawn.start(
+                folder.path,
+                worn.nonce,
+                self._shim_env(worn),
+                reservation,
+                record,
+                self._errand(spec, command, worn, mask),
+            )
+        except BaseException:
+            folder.clear()
+            raise
+        finally:
+            os.close(reservation)
+        return started[0]
+
+    def _command(self, spec: LaunchSpec, port: int) -> Command:
+        if any(references(arg) for arg in spec.args):
+            raise PermanentError(
+                "SS503",
+                f'the arguments of model "{spec.model}" hold a secret reference',
+                "arguments are visible to every user of the machine; pass the secret in environment_vars",
+            )
+        command = engine_for(spec.engine).command(spec, port, self._base_dir)
+        for need in command.needs:
+            needs.check(need)
+        return command
+
+    def _secret_values(self, spec: LaunchSpec) -> tuple[str, ...]:
+        """The values of the secrets in the spec's environment, remembered to be masked in all we say."""
+        found = {
+            self._secrets.get(scope, key).reveal()
+            for _, value in spec.env
+            for scope, key in references(value)
+        }
+        self._masked |= found
+        return tuple(sorted(found))
+
+    def _shim_env(self, worn: Worn) -> dict[str, str]:
+        base = spawn.base_environment(self._environ)
+        return {**base, **labels.to_env(worn), labels.ROLE: labels.SHIM_ROLE}
+
+    def _errand(self, spec: LaunchSpec, command: Command, worn: Worn, mask: tuple[str, ...]) -> spawn.Errand:
+        given = {name: fill(value, self._secrets).reveal() for name, value in spec.env}
+        env = {**spawn.base_environment(self._environ), **dict(command.env), **given, **labels.to_env(worn)}
+        return spawn.Errand(command.argv, env, self._base_dir, mask)
+
+    async def probe(self, handle: str, spec: Spec) -> Readiness:
+        """See `Provider.probe`. Ready takes three things: the shim lives and recorded no end, every socket
+        that listens on the port belongs to a process below it, before the question and after the answer, and
+        the answer is 200."""
+        if not isinstance(spec, LaunchSpec):
+            return Failed("SS503", f"provider process did not start this {spec.kind} entity")
+        self._remember_secrets(spec)
+        run = self._find(handle)
+        if run is None:
+            return Failed("SS506", "its process is gone and there is no record of it")
+        if failure := self._failure(run):
+            return failure
+        if (shim := proc.stat(run.shim.pid)) and _paused(shim):
+            return Starting("paused by a signal")
+        return await self._answer(run, spec)
+
+    async def _answer(self, run: Run, spec: LaunchSpec) -> Readiness:
+        port = run.worn.port
+        listening = proc.listeners(port)
+        if not listening:
+            return Starting(self._progress(run))
+        # Twice, because a process may have been started between the listing and the look at its sockets.
+        if health.strangers(port, run.shim.pid) and health.strangers(port, run.shim.pid):
+            return self._failure(run) or Failed(
+                "SS507",
+                f"port {port} of {run.worn.marks.address} is held by a process that is not its engine",
+            )
+        path = engine_for(spec.engine).command(spec, port, self._base_dir).health_path
+        trouble = await health.ask(f"{run.url}{path}")
+        if failure := self._failure(run):
+            return failure
+        if trouble or proc.listeners(port) != listening:
+            return Starting(trouble or "the port changes hands")
+        return Ready()
+
+    def _failure(self, run: Run) -> Failed | None:
+        """Why the launch is over, None while it is not."""
+        alive = identity.alive(run.shim)  # before the record: the shim writes it and ends after that
+        folder = self._folder(run.worn)
+        end = folder.exit(run.worn.nonce)
+        if alive and end is None:
+            return None
+        log = self._log(folder, run, LOG_LINES_IN_FAILURE)
+        if folder.ended() == run:
+            return Failed("SS506", self._mask(cause.with_log("it was stopped", log, LOG_LINES_IN_FAILURE)))
+        return Failed("SS506", self._mask(_why(run, end, log, LOG_LINES_IN_FAILURE)))
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        """See `Provider.stop`. Ends every process that wears the marks of this launch, orphans included."""
+        shim = identity.parse(handle)
+        run = self._find(handle)
+        if shim is None or run is None:
+            return
+        if identity.send(shim, signal.SIGTERM, signal.SIGCONT):
+            await identity.ended(shim, grace_s)
+        await _kill(run.worn.nonce)
+        identity.alive(shim)  # collects it when it was our child
+        with self._plain_errors():
+            folder = self._folder(run.worn)
+            async with folder.locked():
+                if folder.run() in (run, None):
+                    folder.mark_ended()
+
+    async def logs(self, handle: str, tail: int) -> str:
+        """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
+        run = self._find(handle)
+        return "" if run is None else self._mask("\n".join(self._log(self._folder(run.worn), run, tail)))
+
+    def _find(self, handle: str) -> Run | None:
+        """The launch with this handle: by its record, else by the marks its process wears."""
+        shim = identity.parse(handle)
+        if shim is None:
+            return None
+        recorded = self._runs.find(handle)
+        if recorded is not None:
+            return recorded[1]
+        worn = labels.from_env(proc.environ(shim.pid, having=labels.NONCE))
+        return Run(shim, worn) if worn is not None and identity.alive(shim) else None
+
+    def _folder(self, worn: Worn) -> Folder:
+        return self._runs.folder(worn.marks.lineage, worn.marks.address)
+
+    def _log(self, folder: Folder, run: Run, lines: int) -> list[str]:
+        current = folder.run()
+        superseded = current is not None and current.worn.nonce != run.worn.nonce
+        return folder.tail(lines, before=superseded)
+
+    def _progress(self, run: Run) -> str:
+        lines = [line.strip() for line in self._log(self._folder(run.worn), run, 5)]
+        return self._mask(next((line[:120] for line in reversed(lines) if line), ""))
+
+    def _remember_secrets(self, spec: LaunchSpec) -> None:
+        # A secret may have been removed since the launch; then its old value is not known here.
+        try:
+            self._secret_values(spec)
+        except PermanentError:
+            return
+
+    def _mask(self, text: str) -> str:
+        for value in sorted(self._masked, key=len, reverse=True):
+            text = text.replace(value, "***")
+        return text
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self._runs.root
+            what = f"cannot keep a record of a launch in {place}: {error.strerror or error}"
+            if error.errno in _PERMANENT:
+                raise PermanentError("SS504", what, "free space there or make it writable") from error
+            raise TransientError(what) from error
+
+
+def _observation(run: Run, status: LiveStatus, why: str = "") -> Observation:
+    return Observation(run.worn.marks.address, ProcessProvider.name, run.handle, run.url, status, why)
+
+
+def _trees_at(marks: Marks) -> list[Tree]:
+    return [
+        tree
+        for tree in census.trees()
+        if tree.worn.marks.lineage == marks.lineage and tree.worn.marks.address == marks.address
+    ]
+
+
+def _seed(marks: Marks) -> int:
+    return int(hashlib.sha256(str(marks.address).encode()).hexdigest()[:8], 16)
+
+
+def _paused(shim: proc.Stat) -> bool:
+    return shim.paused or any(one.paused for one in proc.processes() if one.ppid == shim.pid)
+
+
+def _why(run: Run, end: Exit | None, log: list[str], lines: int) -> str:
+    """How a launch ended and the likely cause. The exit record's own log lines win: they are of that very
+    moment and masked."""
+    if end is None:
+        rebooted = run.shim.boot != identity.boot_id()
+        headline = "the machine was restarted" if rebooted else "killed from outside, together with its shim"
+        return cause.with_log(headline, log, lines)
+    guess = cause.likely_cause(end.code, end.signal, end.tail)
+    headline = cause.how_it_ended(end.code, end.signal) + (f": {guess}" if guess else "")
+    return cause.with_log(headline, end.tail, lines)
+
+
+async def _kill(nonce: str) -> None:
+    """Kill every process of a launch and wait until there is none. The shim goes last: while it lives it
+    reaps, and once alone it ends by itself. Raises TransientError when something does not end."""
+    loop = asyncio.get_running_loop()
+    start, alone_since, pause = loop.time(), None, 0.002
+    while (tree := census.tree_of(nonce)) is not None:
+        now = loop.time()
+        if now - start > KILL_TIMEOUT_S:
+            raise TransientError(f"pid {tree.head.pid} does not end although it was killed")
+        for member in tree.members:
+            identity.send(member, signal.SIGKILL)
+        alone_since = None if tree.members else alone_since or now
+        if not tree.started or (alone_since is not None and now - alone_since > _SHIM_ALONE_S):
+            identity.send(tree.head, signal.SIGKILL)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 0.1)
