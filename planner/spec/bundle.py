@@ -1,0 +1,149 @@
+"""YAML documents -> Desired: what should run, who owns it, and how this site realises it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from servestate.planner.diagnostics import Diagnostic, Where
+from servestate.planner.spec.complete import complete
+from servestate.planner.spec.endpoint import Endpoint
+from servestate.planner.spec.findings import Findings
+from servestate.planner.spec.places import Block, mark_of, where
+from servestate.planner.spec.report import Report, written_path
+from servestate.planner.spec.rules import RULES
+from servestate.planner.spec.schema import validate
+from servestate.planner.spec.site import Site
+from servestate.planner.spec.tree import ENDPOINTS, Document, Source, Tree, compose
+
+__all__ = ["Desired", "DesiredEndpoint", "Document", "load"]
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredEndpoint:
+    """One endpoint block. `key` is its key in the YAML, `where` the place of that key; the endpoint's name is
+    `spec.name`."""
+
+    key: str
+    spec: Endpoint
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Everything a bundle asks for. `bundle` owns the endpoints, which are sorted by name."""
+
+    bundle: str
+    site: Site
+    endpoints: tuple[DesiredEndpoint, ...]
+    warnings: tuple[Diagnostic, ...]
+    _places: Places | None = field(default=None, repr=False, compare=False)
+
+    def where(self, endpoint: str, *path: str | int) -> Where:
+        """The best known place of a field of `endpoint` (its name), for findings made after loading.
+
+        `path` is spelled as in the loaded model (`"config", "served_entities", 0, "entity_name"`); an entity
+        may be given by name in place of its position. Raises KeyError for an endpoint that is not desired.
+        """
+        found = next((e for e in self.endpoints if e.spec.name == endpoint), None)
+        if found is None:
+            raise KeyError(endpoint)
+        return found.where if self._places is None or not path else self._places.where(found.key, path)
+
+
+class Places:
+    """Finds places in the documents. They are read again for that: kept trees would hold tens of megabytes
+    through every plan, and only a plan with findings asks."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._tree: Tree | None = None
+
+    def where(self, key: str, path: tuple[str | int, ...]) -> Where:
+        """The place of the value at `path` inside the endpoint block `key`."""
+        findings = Findings([d.name for d in self._source.documents])
+        self._tree = self._tree or compose(self._source, findings)
+        block = self._tree.endpoints[key]
+        written = written_path(block, path)
+        return where(mark_of(block, written), findings.names, (*ENDPOINTS, key, *written))
+
+
+def load(
+    documents: Sequence[Document],
+    *,
+    target: str | None = None,
+    variables: Mapping[str, str] = _NOTHING,
+    environ: Mapping[str, str] = _NOTHING,
+) -> Desired:
+    """The desired state that `documents` describe together.
+
+    `target` is the bundle target to apply (None: the default one). `variables` are those given by hand;
+    `environ` is searched for `BUNDLE_VAR_<name>`. Raises InvalidInput with everything that is wrong, in the
+    order of the documents.
+    """
+    source = Source(tuple(documents), target, dict(variables), environ)
+    with _without_collector():
+        return _load(source)
+
+
+def _load(source: Source) -> Desired:
+    findings = Findings([document.name for document in source.documents])
+    tree = compose(source, findings)
+    site = validate(Site, tree.site, ("servestate",), findings) or Site()
+    endpoints = _endpoints(tree.endpoints, findings)
+    _check_unique(endpoints, tree.endpoints, findings)
+    findings.check()
+    endpoints.sort(key=lambda endpoint: endpoint.spec.name)
+    return Desired(tree.bundle, site, tuple(endpoints), findings.warnings(), Places(source))
+
+
+def _endpoints(blocks: Block, findings: Findings) -> list[DesiredEndpoint]:
+    loaded: list[DesiredEndpoint] = []
+    marks = blocks.marks[1::2]
+    for (key, block), mark in zip(blocks.items(), marks, strict=True):
+        path = (*ENDPOINTS, key)
+        if not isinstance(block, Block):
+            what = f"{'.'.join(path)} must be a mapping"
+            findings.error(
+                "SS161", what, "write its keys below it, indented; it needs at least a name", mark, path
+            )
+            continue
+        endpoint = validate(Endpoint, block, path, findings)
+        if endpoint is not None:
+            report = Report(findings, block, path)
+            complete(endpoint)
+            for rule in RULES:
+                rule(endpoint, report)
+            loaded.append(DesiredEndpoint(key, endpoint, where(mark, findings.names, path)))
+    return loaded
+
+
+def _check_unique(endpoints: Sequence[DesiredEndpoint], blocks: Block, findings: Findings) -> None:
+    """R1: two blocks cannot be the same endpoint."""
+    first: dict[str, DesiredEndpoint] = {}
+    for endpoint in endpoints:
+        known = first.setdefault(endpoint.spec.name, endpoint)
+        if known is not endpoint:
+            what = f'two endpoint blocks are called "{endpoint.spec.name}"; first at {known.where}'
+            path = (*ENDPOINTS, endpoint.key, "name")
+            mark = mark_of(blocks[endpoint.key], ("name",))
+            findings.error("SS120", what, f"rename {known.key} or {endpoint.key}", mark, path)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Loading makes no reference cycles, and the collector would walk the growing trees again and again: that
+    doubles the time of a large bundle."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

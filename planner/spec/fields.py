@@ -1,0 +1,80 @@
+"""Types of single fields, shared by the endpoint and site blocks.
+
+Each accepts what the serving API tolerates and nothing more: YAML writes `"90"` for 90 and 2 for "2", and a
+variable set from the command line is always text. The message of a raised error completes "… must be".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+WANTED = "wanted"
+"""Type of the errors raised here; their message is what was expected."""
+
+_WHOLE = re.compile(r"[-+]?[0-9]{1,18}\Z")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h)?\Z")
+_UNIT_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}
+_LONGEST_S = 7 * 24 * 3600.0
+
+
+def _whole(value: Any) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and _WHOLE.match(value):
+        return int(value)
+    raise PydanticCustomError(WANTED, "a whole number")
+
+
+def _flag(value: Any) -> bool:
+    if value is True or value is False:
+        return value
+    if value in ("true", "false"):
+        return bool(value == "true")
+    raise PydanticCustomError(WANTED, "true or false")
+
+
+def _version(value: Any) -> str:
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, str):
+        return value
+    raise PydanticCustomError(WANTED, "text or a whole number (put a number with a point in quotes)")
+
+
+def _seconds(value: Any) -> float:
+    seconds = _seconds_of(value)
+    if seconds is None or not 0 <= seconds <= _LONGEST_S:
+        raise PydanticCustomError(
+            WANTED, 'a duration from 0 to 7 days: seconds, or text such as "90s" or "5m"'
+        )
+    return seconds
+
+
+def _seconds_of(value: Any) -> float | None:
+    if type(value) in (int, float):
+        return float(value)
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    return float(match[1]) * _UNIT_SECONDS[match[2]] if match else None
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer; digit strings pass, fractions and booleans do not (R9, N5)."""
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+"""A boolean; the strings `true` and `false` pass, because variables set outside YAML are text."""
+
+Version = Annotated[str, BeforeValidator(_version)]
+"""Text that samples also write as an integer; 2 becomes "2" (N5)."""
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A duration in seconds; "90s", "5m" and "1h" pass."""
+
+
+class Schema(BaseModel):
+    """Base of all blocks: never changed once loaded, and closed, because an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)

@@ -1,0 +1,64 @@
+"""Collects every finding of a run, in the order of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
+from servestate.planner.spec.places import Path, where
+
+LIMIT = 1000
+"""Findings kept of each severity. A generated file can hold a million mistakes; nobody reads that many."""
+
+
+class Findings:
+    """What is wrong so far. `names` are the documents' names, by number."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._found: dict[Severity, list[tuple[int, Diagnostic]]] = {s: [] for s in Severity}
+        self._left_out = dict.fromkeys(Severity, 0)
+
+    def error(
+        self, code: str, what: str, fix: str, mark: int | None = None, path: Path = (), detail: str = ""
+    ) -> None:
+        """Note an error at `mark`, or one that stands nowhere in the documents (a wrong argument)."""
+        self._add(Severity.ERROR, code, what, fix, mark, path, detail)
+
+    def warning(
+        self, code: str, what: str, fix: str, mark: int | None = None, path: Path = (), detail: str = ""
+    ) -> None:
+        """Note something that people should know and that stops nothing."""
+        self._add(Severity.WARNING, code, what, fix, mark, path, detail)
+
+    def _add(
+        self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str
+    ) -> None:
+        if len(self._found[severity]) >= LIMIT:
+            self._left_out[severity] += 1
+            return
+        place = None if mark is None else where(mark, self.names, path)
+        finding = Diagnostic(code, what, fix, place, detail, severity)
+        self._found[severity].append((-1 if mark is None else mark, finding))
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error."""
+        return bool(self._found[Severity.ERROR])
+
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """The warnings, in file order."""
+        return tuple(self._in_order([Severity.WARNING]))
+
+    def check(self) -> None:
+        """Raise InvalidInput with everything found, warnings too, if anything is an error."""
+        if self.failed:
+            raise InvalidInput(self._in_order(list(Severity)))
+
+    def _in_order(self, severities: Sequence[Severity]) -> list[Diagnostic]:
+        found = sorted((pair for s in severities for pair in self._found[s]), key=lambda pair: pair[0])
+        return [finding for _, finding in found] + [self._rest(s) for s in severities if self._left_out[s]]
+
+    def _rest(self, severity: Severity) -> Diagnostic:
+        what = f"{self._left_out[severity]} more {severity}s are not shown"
+        return Diagnostic("SS100", what, "fix those above and run again", severity=severity)

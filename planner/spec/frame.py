@@ -1,0 +1,148 @@
+"""The frame of a document: which top-level keys there are. The schema knows the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from servestate.planner.spec.characters import shorten
+from servestate.planner.spec.findings import Findings
+from servestate.planner.spec.places import Block, Path, dotted
+from servestate.planner.spec.suggest import did_you_mean
+
+_OURS = ("bundle", "presets", "resources", "servestate", "targets", "variables")
+_ELSEWHERE = (
+    "artifacts",
+    "experimental",
+    "include",
+    "permissions",
+    "python",
+    "run_as",
+    "scripts",
+    "sync",
+    "workspace",
+)
+"""Keys of Databricks bundles that say nothing about serving, or that whoever read the files has followed."""
+
+_IN_TARGET = ("bundle", "presets", "resources", "servestate", "variables")
+_TARGET_SCALARS = ("default", "mode", "cluster_id", "compute_id", "git")
+
+_BUNDLE = (
+    "name",
+    "cluster_id",
+    "compute_id",
+    "databricks_cli_version",
+    "deployment",
+    "engine",
+    "git",
+    "uuid",
+)
+_VARIABLE = ("default", "description", "lookup", "type")
+
+
+def framed(root: Block, findings: Findings) -> Block:
+    """`root` with those top-level entries that matter here and have the right shape; all else is found, or
+    left out because it is somebody else's."""
+    kept = _mappings(root, _OURS, _ELSEWHERE, (), findings)
+    kept = _with_resources(kept, (), findings)
+    if "targets" in kept:
+        kept = _with(kept, "targets", _targets(kept["targets"], findings))
+    for name, variable in kept.get("variables", {}).items():
+        if variable is not None:
+            _check_variable(kept["variables"], name, findings)
+    if "bundle" in kept:
+        _mappings(kept["bundle"], (), _BUNDLE, ("bundle",), findings)
+    return kept
+
+
+def _mappings(
+    block: Block, ours: Sequence[str], others: Sequence[str], path: Path, findings: Findings
+) -> Block:
+    """The entries of `block` under `ours`, which must be mappings. Those under `others` are left out; any
+    other key is found."""
+    kept = Block.at(block.marks[0])
+    for key, value, marks in block.entries():
+        if key in ours:
+            if isinstance(value, Block):
+                kept.add(key, value, marks)
+            elif value is not None:
+                what = f"{dotted((*path, key))} must be a mapping"
+                findings.error("SS161", what, "write its keys below it, indented", marks[1], (*path, key))
+        elif key not in others:
+            inside = f" in {dotted(path)}" if path else ""
+            known = [*ours, *others]
+            fix = f"correct or remove it{did_you_mean(key, known)}; known are {', '.join(known)}"
+            findings.error(
+                "SS160", f'the key "{shorten(key)}" is not known{inside}', fix, marks[0], (*path, key)
+            )
+    return kept
+
+
+def _with(block: Block, name: str, changed: Any) -> Block:
+    copy = Block.at(block.marks[0])
+    for key, value, marks in block.entries():
+        copy.add(key, changed if key == name else value, marks)
+    return copy
+
+
+def _with_resources(block: Block, path: Path, findings: Findings) -> Block:
+    """`block` with nothing but serving endpoints among its resources."""
+    if "resources" not in block:
+        return block
+    resources = block["resources"]
+    at = (*path, "resources")
+    others = [kind for kind in resources if kind != "model_serving_endpoints"]
+    if others:
+        what = f"only model_serving_endpoints are read; ignored: {', '.join(map(shorten, others))}"
+        mark = resources.marks_of(others[0])[0]
+        findings.warning(
+            "SS171", what, f"none needed{did_you_mean_endpoints(others)}", mark, (*at, others[0])
+        )
+    return _with(block, "resources", _mappings(resources, ("model_serving_endpoints",), others, at, findings))
+
+
+def did_you_mean_endpoints(kinds: Sequence[str]) -> str:
+    """A hint where one of `kinds` looks like the kind that is read."""
+    hints = (did_you_mean(kind, ["model_serving_endpoints"]) for kind in kinds)
+    return next((hint for hint in hints if hint), "")
+
+
+def _targets(targets: Block, findings: Findings) -> Block:
+    kept = Block.at(targets.marks[0])
+    for name, target, marks in targets.entries():
+        path = ("targets", name)
+        if target is None:
+            target = Block.at(marks[1])
+        if not isinstance(target, Block):
+            findings.error(
+                "SS161", f"{dotted(path)} must be a mapping", "write its keys below it", marks[1], path
+            )
+            continue
+        kept.add(name, _target(target, path, findings), marks)
+    return kept
+
+
+def _target(target: Block, path: Path, findings: Findings) -> Block:
+    kept = _mappings(target, _IN_TARGET, (*_TARGET_SCALARS, *_ELSEWHERE), path, findings)
+    default, mode = target.get("default"), target.get("mode")
+    if default is not None and not isinstance(default, bool):
+        mark = target.marks_of("default")[1]
+        findings.error(
+            "SS161", f"{dotted(path)}.default must be true or false", "write true or false", mark, path
+        )
+    if mode not in (None, "development", "production"):
+        what = f"{dotted(path)}.mode must be development or production"
+        findings.error("SS161", what, "write one of the two", target.marks_of("mode")[1], path)
+    if default is True:
+        kept.add("default", default, target.marks_of("default"))
+    return _with_resources(kept, path, findings)
+
+
+def _check_variable(variables: Block, name: str, findings: Findings) -> None:
+    variable, marks = variables[name], variables.marks_of(name)
+    path = ("variables", name)
+    if isinstance(variable, Block):
+        _mappings(variable, (), _VARIABLE, path, findings)
+    else:
+        what = f"{dotted(path)} must be a mapping"
+        findings.error("SS161", what, f"write {shorten(name)}: {{default: …}}", marks[1], path)

@@ -1,0 +1,187 @@
+"""A YAML mapping -> its pydantic model, with pydantic's errors in the words of its author."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from servestate.planner.spec.characters import shorten
+from servestate.planner.spec.fields import WANTED
+from servestate.planner.spec.findings import Findings
+from servestate.planner.spec.places import Block, Items, Path, dotted, mark_of
+from servestate.planner.spec.suggest import did_you_mean
+
+_M = TypeVar("_M", bound=BaseModel)
+
+# Values under such keys are never shown: a message ends up in logs and reviews.
+_SECRET = re.compile(
+    r"plaintext|secret|token|passw|credential|api_key|access_key|private_key|auth|environment_vars|\Aenv\Z|_config\Z"
+)
+_TEXT_MAPS = frozenset({"environment_vars", "env"})
+
+_ANSWERED = frozenset(
+    {
+        "id",
+        "state",
+        "creator",
+        "creation_timestamp",
+        "last_updated_timestamp",
+        "pending_config",
+        "config_version",
+        "permission_level",
+        "endpoint_url",
+        "endpoint_type",
+        "data_plane_info",
+        "foundation_model",
+    }
+)
+"""Fields that only replies of the serving API have. They arrive in YAML by copying a reply."""
+
+_SITE_ONLY = frozenset(
+    {"image", "args", "argv", "command", "engine", "source", "port", "ports", "gpus", "provider"}
+)
+
+_EXPECTED = {
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "float_type": "a number",
+    "float_parsing": "a number",
+}
+
+
+def validate(kind: type[_M], block: Block, path: Path, findings: Findings) -> _M | None:
+    """`block`, which stands at `path`, as a `kind`. None if it is not one, with all that is wrong found."""
+    try:
+        return kind.model_validate(block)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    if any(detail["input"] is None for detail in details):
+        # A key without a value means "not given" (N6). Rare, so the common case does not pay for it.
+        try:
+            return kind.model_validate(_without_nulls(block))
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+    for detail in details:
+        _report(kind, block, path, detail, findings)
+    return None
+
+
+def _without_nulls(value: Any, key: str = "") -> Any:
+    if isinstance(value, Block):
+        kept = Block.at(value.marks[0])
+        for name, below, marks in value.entries():
+            if below is not None or key in _TEXT_MAPS:
+                kept.add(name, _without_nulls(below, name), marks)
+        return kept
+    if isinstance(value, Items):
+        items = Items.at(value.marks[0])
+        for below, mark in value.entries():
+            items.add(_without_nulls(below), mark)
+        return items
+    return value
+
+
+def _report(
+    kind: type[BaseModel], block: Block, path: Path, detail: ErrorDetails, findings: Findings
+) -> None:
+    inner = detail["loc"]
+    if detail["type"] == "extra_forbidden":
+        _unknown_key(kind, block, path, inner, findings)
+    elif detail["type"] == "missing":
+        mark = mark_of(block, inner)
+        what = f'the key "{inner[-1]}" is missing in {dotted((*path, *inner[:-1]))}'
+        findings.error("SS162", what, f'add "{inner[-1]}"', mark, (*path, *inner))
+    elif inner[-1:] == ("[key]",):
+        mark = mark_of(block, inner[:-1], key=True)
+        what = f'"{shorten(str(inner[-2]))}" is not a key of {dotted((*path, *inner[:-2]))}'
+        findings.error("SS160", what, f"use {detail['msg']}", mark, (*path, *inner[:-1]))
+    else:
+        _wrong_value(block, path, detail, findings)
+
+
+def _unknown_key(kind: type[BaseModel], block: Block, path: Path, inner: Path, findings: Findings) -> None:
+    key, parent = str(inner[-1]), _model_at(kind, inner[:-1])
+    known = list(parent.model_fields) if parent else []
+    what = f'the key "{shorten(key)}" is not known in {dotted((*path, *inner[:-1]))}'
+    findings.error(
+        "SS160", what, _unknown_key_fix(key, known), mark_of(block, inner, key=True), (*path, *inner)
+    )
+
+
+def _unknown_key_fix(key: str, known: list[str]) -> str:
+    suggestion = did_you_mean(key, known)
+    if suggestion:
+        return f"correct or remove it{suggestion}"
+    if key in _ANSWERED:
+        return "remove it: the serving API only answers with it"
+    if key in _SITE_ONLY:
+        return "move it to servestate.models or servestate.overrides: the endpoint block has no word for it"
+    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"remove it, or use one of {shown}"
+
+
+def _model_at(kind: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """The model that stands at `path` in a `kind`."""
+    model: type[BaseModel] | None = kind
+    for part in path:
+        if model is not None and isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model inside `X | None`, `tuple[X, …]` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+
+
+def _wrong_value(block: Block, path: Path, detail: ErrorDetails, findings: Findings) -> None:
+    inner = detail["loc"]
+    expected = _expected(detail)
+    found = "something else" if _hidden(inner) else _shown(detail["input"])
+    what = f"{dotted((*path, *inner))} must be {expected}, found {found}"
+    findings.error(
+        "SS161", what, _value_fix(expected, detail["input"]), mark_of(block, inner), (*path, *inner)
+    )
+
+
+def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == WANTED:
+        return detail["msg"]
+    if detail["type"] == "literal_error":
+        return f"one of {detail['ctx']['expected']}".replace(" or ", ", ").replace("'", "")
+    message = detail["msg"].removeprefix("Input should be ")
+    return _EXPECTED.get(detail["type"], message)
+
+
+def _value_fix(expected: str, value: Any) -> str:
+    if expected == "text" and isinstance(value, (int, float)):
+        return "put the value in quotes"
+    if expected == "a list" and not isinstance(value, Items):
+        return 'start each item on a line of its own with "- "'
+    return f"write {expected}"
+
+
+def _hidden(path: Path) -> bool:
+    return any(isinstance(part, str) and _SECRET.search(part) for part in path)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'the text "{shorten(value)}"' if isinstance(value, str) else f"the number {value}"

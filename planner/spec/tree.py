@@ -1,0 +1,100 @@
+"""Documents -> one tree: read, joined, with the target applied and references replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from servestate.planner.spec.findings import Findings
+from servestate.planner.spec.frame import framed
+from servestate.planner.spec.layers import join
+from servestate.planner.spec.places import Block
+from servestate.planner.spec.targets import apply_target, chosen, name_prefix, prefixed
+from servestate.planner.spec.variables import Scope, check_given
+from servestate.planner.spec.yaml_text import Budget, read
+
+ENDPOINTS = ("resources", "model_serving_endpoints")
+DEFAULT_BUNDLE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A YAML file's text. `name` is how findings call it."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All that a load depends on."""
+
+    documents: tuple[Document, ...]
+    target: str | None
+    variables: Mapping[str, str]
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What the documents say together. `site` and `endpoints` are empty where nothing is said."""
+
+    bundle: str
+    target: str
+    site: Block
+    endpoints: Block
+
+
+def compose(source: Source, findings: Findings) -> Tree:
+    """The tree of `source`. Raises InvalidInput at once if a document cannot be read: what the others lack
+    may stand in it."""
+    budget = Budget()
+    roots = [read(d.text, number, findings, budget) for number, d in enumerate(source.documents)]
+    readable = [framed(root, findings) for root in roots if root is not None]
+    if len(readable) < len(roots):
+        findings.check()
+    root = join(readable or [Block.at(0)], findings)
+    target_name, target = chosen(root, source.target, findings)
+    root = apply_target(root, target)
+    scope = Scope(
+        declared=_child(root, "variables"),
+        target=_child(target, "variables"),
+        given=source.variables,
+        environ=source.environ,
+        target_name=target_name,
+        findings=findings,
+        budget=budget,
+    )
+    check_given(scope)
+    bundle, endpoints = _named(root, scope)
+    site = _child(root, "servestate")
+    if any("${" in document.text for document in source.documents):
+        endpoints = scope.replace_block(endpoints, ENDPOINTS)
+        site = scope.replace_block(site, ("servestate",))
+    return Tree(bundle, target_name, site, endpoints)
+
+
+def _named(root: Block, scope: Scope) -> tuple[str, Block]:
+    """The bundle's name, and the endpoints with the prefix that a preset puts before theirs."""
+    bundle, presets = _child(root, "bundle"), _child(root, "presets")
+    scope.bundle = _text(scope.replace_block(bundle, ("bundle",)), "name", scope.findings) or DEFAULT_BUNDLE
+    endpoints = _child(_child(root, "resources"), "model_serving_endpoints")
+    if "name_prefix" in presets:
+        prefix = _text(scope.replace_block(presets, ("presets",)), "name_prefix", scope.findings)
+        endpoints = prefixed(endpoints, name_prefix(prefix))
+    scope.endpoints = endpoints
+    return scope.bundle, endpoints
+
+
+def _text(block: Block, key: str, findings: Findings) -> str:
+    value = block.get(key)
+    if value is None or isinstance(value, str):
+        return value or ""
+    findings.error("SS161", f"{key} must be text", "put the value in quotes", block.marks_of(key)[1], (key,))
+    return ""
+
+
+def _child(block: Block, key: str) -> Block:
+    """The mapping under `key`; an empty one if there is none."""
+    found = block.get(key)
+    return found if isinstance(found, Block) else Block.at(block.marks[0])
