@@ -193,6 +193,8 @@ _LAUNCH_FIELDS |= {"model", "auth_header", "auth_prefix", "secret", "headers"}
 def _endpoint_attributes(block: dict[str, Any]) -> dict[str, Any]:
     config = {k: v for k, v in block.get("config", {}).items() if k != "served_entities"}
     own = {k: v for k, v in block.items() if k != "config"}
+    if "routes" in config:
+        config["traffic_config"] = config.pop("routes")
     return {**own, **config}
 
 

@@ -167,6 +167,8 @@ def _body(
     prefix: str,
 ) -> Iterator[str]:
     """The attributes of a block, changed ones marked, unchanged ones counted; `name` is always shown."""
+    if before is None or after is None:  # what is created or destroyed: only what says something
+        before, after = _telling(before), _telling(after)
     was, now = before or {}, after or {}
     keys = sorted(was.keys() | now.keys())
     hidden = [k for k in keys if was.get(k) == now.get(k) and k in was and k in now and k != "name"]
@@ -178,6 +180,10 @@ def _body(
     if hidden:
         noun = "attribute" if len(hidden) == 1 else "attributes"
         yield f"{' ' * (indent + 2)}# ({len(hidden)} unchanged {noun} hidden)"
+
+
+def _telling(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
+    return {k: v for k, v in attributes.items() if v not in ("", [], {}, None, False)} if attributes else None
 
 
 def _attribute(

@@ -120,7 +120,7 @@ class Executor:
         self._reporter = reporter
         self._effects = asyncio.Semaphore(PARALLEL_EFFECTS)
         self._pending: list[tuple[Event, asyncio.Future[None]]] = []
-        self._outcome = Outcome()
+        self.outcome = Outcome()
         self._waits: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._table_written = -1
@@ -135,13 +135,13 @@ class Executor:
                 self._commit(recovered)
             await self._walk(build(plan.nodes))
         except (LostLock, StoreError) as error:
-            self._outcome.lost = error
-        return self._outcome
+            self.outcome.lost = error
+        return self.outcome
 
     def stop(self) -> None:
         """Start no further step and cut short what only waits; what is in flight finishes."""
         self._stopping = True
-        self._outcome.interrupted = True
+        self.outcome.interrupted = True
         for task in self._waits:
             task.cancel()
 
@@ -166,7 +166,7 @@ class Executor:
         self._skip_rest(graph)
 
     def _start(self, graph: Graph, id: str, running: dict[asyncio.Task[None], str]) -> None:
-        if self._stopping or self._outcome.lost or id in self._outcome.skipped:
+        if self._stopping or self.outcome.lost or id in self.outcome.skipped:
             return
         node = graph.nodes[id]
         self._reporter.step_started(node)
@@ -192,26 +192,26 @@ class Executor:
             return False
         error = task.exception()
         if error is None:
-            self._outcome.done.append(id)
+            self.outcome.done.append(id)
             return True
         if isinstance(error, LostLock | StoreError):
-            self._outcome.lost = self._outcome.lost or error
+            self.outcome.lost = self.outcome.lost or error
             return False
         if not isinstance(error, StepFailed):
             raise error
-        self._outcome.failed[id] = str(error)
+        self.outcome.failed[id] = str(error)
         for dependent in graph.downstream(id):
-            if dependent not in self._outcome.skipped:
-                self._outcome.skipped[dependent] = f"dependency failed: {id}"
+            if dependent not in self.outcome.skipped:
+                self.outcome.skipped[dependent] = f"dependency failed: {id}"
                 self._reporter.step_skipped(graph.nodes[dependent], f"dependency failed: {id}")
         return False
 
     def _skip_rest(self, graph: Graph) -> None:
-        accounted = {*self._outcome.done, *self._outcome.failed, *self._outcome.skipped}
+        accounted = {*self.outcome.done, *self.outcome.failed, *self.outcome.skipped}
         because = "interrupted" if self._stopping else "the state could not be written"
         for id, node in graph.nodes.items():
             if id not in accounted:
-                self._outcome.skipped[id] = because
+                self.outcome.skipped[id] = because
                 self._reporter.step_skipped(node, because)
 
     async def _do(self, node: Node) -> None:
@@ -357,12 +357,12 @@ class Executor:
     def _flush(self) -> None:
         batch, self._pending = self._pending, []
         try:
-            if self._outcome.lost:
-                raise self._outcome.lost
+            if self.outcome.lost:
+                raise self.outcome.lost
             self._commit([event for event, _ in batch])
         except (LostLock, StoreError, IllegalEvent) as error:
             if not isinstance(error, IllegalEvent):
-                self._outcome.lost = error
+                self.outcome.lost = error
             for _, done in batch:
                 if not done.done():
                     done.set_exception(error)
@@ -385,7 +385,10 @@ async def _retrying(launch: Callable[[], Awaitable[Launched]]) -> Launched:
         wait=wait_exponential_jitter(initial=0.2, max=5.0),
         reraise=True,
     )
-    return await retrying(launch)
+    async for attempt in retrying:
+        with attempt:
+            launched = await launch()
+    return launched
 
 
 def _explain(error: Exception) -> str:

@@ -1,5 +1,143 @@
+"""The command line: a verb is a file; here are the parser and the way from a verb to its file.
+
+Verbs are imported only when they are run: `servestate plan` must answer before a person wonders.
+"""
+
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
 
-def main() -> int:
-    return 0
+from servestate.planner.version import VERSION
+from servestate.runtime import exit_codes
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a usage error exits with 64: its own 2 means "there are changes" to a pipeline."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(exit_codes.USAGE, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code (see `exit_codes`)."""
+    arguments = parser().parse_args(argv)
+    verb = import_module(f"servestate.runtime.cli.{arguments.module}")
+    from servestate.runtime.cli.output import guarded
+
+    return guarded(lambda: int(verb.run(arguments)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="servestate",
+        description="Terraform for model serving: plan, apply and route models declared in YAML.",
+        epilog=exit_codes.TABLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"servestate {VERSION}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    _add_planning(verbs)
+    _add_applying(verbs)
+    _add_serving(verbs)
+    _add_looking(verbs)
+    return top
+
+
+_Verbs = argparse._SubParsersAction  # the type has no public name
+
+
+def _verb(verbs: _Verbs[_Parser], name: str, module: str, help: str) -> _Parser:
+    found = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=exit_codes.TABLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.set_defaults(module=module)
+    found.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        default=Path("."),
+        metavar="FILE|DIR",
+        help="the configuration: a file or a folder of YAML files (default: the current folder)",
+    )
+    found.add_argument("-t", "--env", metavar="NAME", help="the bundle target to use")
+    found.add_argument(
+        "--var", action="append", default=[], metavar="KEY=VALUE", help="set a bundle variable (repeatable)"
+    )
+    return found
+
+
+def _colour(verb: _Parser) -> None:
+    verb.add_argument("--no-color", action="store_true", help="never colour the output")
+    verb.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+
+
+def _add_planning(verbs: _Verbs[_Parser]) -> None:
+    validate = _verb(
+        verbs, "validate", "validate", "check the configuration and report everything wrong in it"
+    )
+    validate.add_argument("--strict", action="store_true", help="warnings count as errors")
+    plan = _verb(verbs, "plan", "plan", "show what apply would change; changes nothing, takes no lock")
+    _colour(plan)
+    plan.add_argument("--out", type=Path, metavar="FILE", help="save the plan, for `servestate apply FILE`")
+    plan.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
+    plan.add_argument("--detailed-exitcode", action="store_true", help="exit with 2 when there are changes")
+    plan.add_argument(
+        "--destroy", action="store_true", help="plan the removal of everything this bundle owns"
+    )
+    show = _verb(verbs, "show", "show", "show a saved plan")
+    _colour(show)
+    show.add_argument("plan", type=Path, metavar="PLAN", help="a file that plan --out wrote")
+    show.add_argument("--json", action="store_true", help="the plan document itself")
+
+
+def _add_applying(verbs: _Verbs[_Parser]) -> None:
+    apply = _verb(verbs, "apply", "apply", "make the world as configured, or carry out a saved plan")
+    apply.add_argument("plan", nargs="?", type=Path, metavar="PLAN", help="a file that plan --out wrote")
+    destroy = _verb(verbs, "destroy", "apply", "stop and forget everything this bundle owns")
+    destroy.set_defaults(plan=None)
+    up = _verb(verbs, "up", "up", "apply, then serve in the foreground")
+    up.set_defaults(plan=None)
+    for verb in (apply, destroy, up):
+        _colour(verb)
+        verb.add_argument("--auto-approve", action="store_true", help="do not ask")
+        verb.add_argument(
+            "--lock-timeout", type=float, default=0.0, metavar="SECONDS", help="wait so long for the lock"
+        )
+        if verb is not up:
+            verb.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
+    up.set_defaults(json=False)
+
+
+def _add_serving(verbs: _Verbs[_Parser]) -> None:
+    _verb(verbs, "serve", "serve", "route requests by the applied table, in the foreground")
+    status = _verb(verbs, "status", "status", "endpoints, split desired and observed, instances, health")
+    status.add_argument("--json", action="store_true", help="as one JSON document")
+    logs = _verb(verbs, "logs", "logs", "the last lines that an instance wrote")
+    logs.add_argument("address", metavar="ADDRESS", help="ENDPOINT/ENTITY, or an instance as status shows it")
+    logs.add_argument("--tail", type=int, default=50, metavar="N", help="how many lines (default: 50)")
+    query = _verb(verbs, "query", "query", "ask an endpoint, through the running router")
+    query.add_argument("endpoint", metavar="ENDPOINT", help="an endpoint, or ENDPOINT/ENTITY past the split")
+    query.add_argument("text", metavar="TEXT", help="the user's message, the prompt or the input")
+    query.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
+    query.add_argument("--stream", action="store_true", help="print the answer as it comes")
+
+
+def _add_looking(verbs: _Verbs[_Parser]) -> None:
+    state = _verb(verbs, "state", "state", "look into the recorded state")
+    state.add_argument("what", choices=("list", "show"), help="all addresses, or one record")
+    state.add_argument("address", nargs="?", metavar="ADDRESS", help="of `state show`")
+    lock = _verb(verbs, "lock", "lock", "look at the lock, or break it")
+    lock.add_argument("what", choices=("list", "break"), help="who holds it, or take it away")
+    lock.add_argument("id", nargs="?", metavar="ID", help="of `lock break`: the exact id")
+    lock.add_argument("--force", action="store_true", help="break it although its holder is alive")

@@ -1,0 +1,174 @@
+"""Carrying a plan out: lock, freshness, signals, heartbeat, executor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from servestate.planner.live import Live
+from servestate.planner.plan import Plan
+from servestate.planner.stale import moved
+from servestate.planner.state import State
+from servestate.runtime.drain import RouterDrainer
+from servestate.runtime.executor import Executor, Outcome, World
+from servestate.runtime.refresh import refresh
+from servestate.runtime.reporter import Reporter
+from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, Owner, StateStore, StoreError
+from servestate.runtime.table_file import read_version
+from servestate.runtime.workspace import Workspace
+
+HEARTBEAT_S = 10.0
+"""How often a held lock is renewed; it expires after six missed beats."""
+
+_LOCK_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The plan may not be applied: what moved, and the writes that happened since it was made."""
+
+    moved: tuple[str, ...]
+    journal: tuple[JournalEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of it. `signal` is the one that ended it early, 0 when none did."""
+
+    outcome: Outcome
+    signal: int = 0
+
+
+def carry_out(
+    workspace: Workspace,
+    plan: Plan,
+    desired_digest: str | None,
+    owner: Owner,
+    reporter: Reporter,
+    lock_timeout_s: float,
+) -> Stale | Finished:
+    """Apply `plan` under the lock if the world is still the one it was made against.
+
+    Raises LockHeld when somebody else still holds the lock after `lock_timeout_s`, and StoreError when the
+    state cannot be read or written before anything was done.
+    """
+    store = workspace.store
+    store.create(plan.lineage)
+    with _locked(store, owner, lock_timeout_s, reporter) as lock:
+        state = store.read()
+        assert state is not None, "create() has made one"
+        return asyncio.run(_apply(workspace, plan, desired_digest, state, lock, reporter))
+
+
+@contextmanager
+def _locked(store: StateStore, owner: Owner, timeout_s: float, reporter: Reporter) -> Iterator[Lock]:
+    lock = _acquire(store, owner, timeout_s, reporter)
+    try:
+        yield lock
+    finally:
+        # A store that has failed cannot take the lock back either; the lock then expires by itself.
+        with contextlib.suppress(StoreError):
+            store.release(lock)
+        store.close()
+
+
+def _acquire(store: StateStore, owner: Owner, timeout_s: float, reporter: Reporter) -> Lock:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            lock, broken = store.acquire(owner, time.time())
+        except LockHeld:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOCK_POLL_S)
+            continue
+        if broken is not None:
+            who = f"{broken.owner.person}@{broken.owner.host} ({broken.owner.verb})"
+            reporter.notice(f"broke the abandoned lock {broken.id} of {who}")
+        return lock
+
+
+async def _apply(
+    workspace: Workspace,
+    plan: Plan,
+    desired_digest: str | None,
+    state: State,
+    lock: Lock,
+    reporter: Reporter,
+) -> Stale | Finished:
+    providers = workspace.providers()
+    live = await refresh(providers, state.lineage, state, read_version(workspace.table_path))
+    reasons = moved(plan, state, live, desired_digest)
+    if reasons:
+        return Stale(tuple(reasons), tuple(workspace.store.journal(plan.serial)))
+    world = World(
+        store=workspace.store,
+        providers=providers,
+        table_path=workspace.table_path,
+        drainer=RouterDrainer(workspace.control_path),
+        new_id=lambda: uuid.uuid4().hex[:16],
+    )
+    executor = Executor(world, state, lock, reporter)
+    async with _heartbeat(workspace.store, lock, executor):
+        return await _run_until_signal(executor, plan, live)
+
+
+async def _run_until_signal(executor: Executor, plan: Plan, live: Live) -> Finished:
+    """The first signal lets what is in flight finish; the second ends everything at once. The intents in the
+    state cover even that."""
+    run = asyncio.ensure_future(executor.run(plan, live))
+    got: list[int] = []
+
+    def on_signal(number: int) -> None:
+        got.append(number)
+        executor.stop() if len(got) == 1 else run.cancel()
+
+    with _signals(on_signal):
+        try:
+            outcome = await run
+        except asyncio.CancelledError:
+            if not got:
+                raise
+            outcome = executor.outcome
+            outcome.interrupted = True
+    return Finished(outcome, got[0] if got else 0)
+
+
+@contextmanager
+def _signals(handler: Callable[[int], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, handler, int(number))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _heartbeat(store: StateStore, lock: Lock, executor: Executor) -> AsyncIterator[None]:
+    """Renew the lock while the body runs. A lock that is lost stops the executor: its next write would be
+    refused anyway, this only keeps it from starting further effects."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if not store.renew(lock, time.time()):
+                executor.stop()
+                return
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StoreError):
+            await task

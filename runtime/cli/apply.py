@@ -1,0 +1,147 @@
+"""`servestate apply` and `servestate destroy`: show, ask, carry out, say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from servestate.planner.plan import Plan
+from servestate.planner.render import counts, render_plan
+from servestate.runtime import exit_codes
+from servestate.runtime.apply import Finished, Stale, carry_out
+from servestate.runtime.cli.common import desired_of, resolve_desired, situation, workspace_of
+from servestate.runtime.cli.output import Exit, complain, palette, say
+from servestate.runtime.cli.reporters import reporter_for
+from servestate.runtime.cli.show import read_plan
+from servestate.runtime.configuration import has_configuration
+from servestate.runtime.json_lines import line, plan_lines
+from servestate.runtime.workspace import Workspace, owner_of_this_process
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code."""
+    _check_approvable(arguments)
+    if arguments.plan is not None:
+        workspace, plan, digest = _saved(arguments)
+    else:
+        workspace, plan, digest = _planned(arguments)
+    if plan.blocked:
+        return _refuse_blocked(plan)
+    if plan.is_empty and arguments.plan is None:
+        _say_complete(plan, arguments)
+        return exit_codes.OK
+    if not (arguments.auto_approve or arguments.plan is not None):
+        _ask(plan)
+    reporter = reporter_for(arguments)
+    try:
+        result = carry_out(
+            workspace, plan, digest, owner_of_this_process(arguments.verb), reporter, arguments.lock_timeout
+        )
+    finally:
+        reporter.close()
+    if isinstance(result, Stale):
+        return _refuse_stale(result, plan)
+    return _conclude(result, plan, arguments)
+
+
+def _check_approvable(arguments: argparse.Namespace) -> None:
+    """Fail before looking at anything when nobody could approve."""
+    if arguments.auto_approve or arguments.plan is not None:
+        return
+    if arguments.json or not sys.stdin.isatty():
+        complain("servestate: error: nobody is here to approve: pass --auto-approve, or a plan file")
+        raise Exit(exit_codes.USAGE)
+
+
+def _planned(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None]:
+    found = situation(arguments, destroy=arguments.verb == "destroy")
+    if arguments.json:
+        for text in plan_lines(found.plan):
+            say(text)
+    else:
+        sys.stdout.write(render_plan(found.plan, palette(arguments, sys.stdout)))
+        sys.stdout.flush()
+    return found.workspace, found.plan, None
+
+
+def _saved(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None]:
+    """A saved plan, and the digest of the configuration beside it, if there is one."""
+    plan = read_plan(arguments.plan)
+    workspace = workspace_of(arguments)
+    if not has_configuration(arguments.file):
+        return workspace, plan, None
+    return workspace, plan, resolve_desired(desired_of(arguments), destroy=plan.destroy).digest
+
+
+def _ask(plan: Plan) -> None:
+    """Return when approved. Raises Exit otherwise."""
+    if plan.destroy:
+        say("\nDo you really want to destroy all resources?")
+        say("  servestate will stop and forget everything shown above.")
+        say("  There is no undo. Only 'yes' will be accepted to confirm.")
+    else:
+        say("\nDo you want to perform these actions?")
+        say("  servestate will perform the actions described above.")
+        say("  Only 'yes' will be accepted to approve.")
+    try:
+        answer = input("\n  Enter a value: ")
+    except EOFError:
+        answer = ""
+    say("")
+    if answer.strip() != "yes":
+        say("Destroy cancelled." if plan.destroy else "Apply cancelled.")
+        raise Exit(exit_codes.REFUSED)
+
+
+def _refuse_blocked(plan: Plan) -> int:
+    complain("SS304 the plan holds steps that are blocked; nothing was changed")
+    for change in plan.blocked:
+        complain(f"    {change.address}: {change.action} is blocked by {change.blocked}")
+    complain("  fix: remove lifecycle.prevent_destroy, apply that, then try again")
+    return exit_codes.REFUSED
+
+
+def _refuse_stale(stale: Stale, plan: Plan) -> int:
+    complain("Error: Saved plan is stale\n")
+    for reason in stale.moved:
+        complain(f"  {reason}")
+    for entry in stale.journal:
+        complain(f"  {entry.serial}  {entry.address}  {entry.event}  by {entry.by}")
+    complain("\nNothing was changed. Make a new plan with: servestate plan --out=FILE")
+    return exit_codes.REFUSED
+
+
+def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> int:
+    outcome = result.outcome
+    if outcome.complete:
+        _say_complete(plan, arguments)
+        return exit_codes.OK
+    for id, why in outcome.failed.items():
+        complain(f"\nError: {id}\n")
+        complain("\n".join(f"  {line}" for line in why.splitlines()))
+    if outcome.lost is not None:
+        complain(f"\nError: {outcome.lost or 'lost lock: somebody else writes this state now'}")
+    total = len(plan.nodes)
+    complain(f"\n{_ending(result)} {len(outcome.done)} of {total} steps done, the state holds what was done.")
+    complain(f"To go on, run again: servestate {arguments.verb}")
+    return 128 + result.signal if result.signal else exit_codes.PARTIAL
+
+
+def _ending(result: Finished) -> str:
+    if result.signal:
+        return "Interrupted:"
+    return f"Not complete: {len(result.outcome.failed)} steps failed, {len(result.outcome.skipped)} skipped,"
+
+
+def _say_complete(plan: Plan, arguments: argparse.Namespace) -> None:
+    add, change, remove = counts(plan.changes)
+    if plan.destroy:
+        message = f"Destroy complete! Resources: {remove} destroyed."
+    else:
+        message = f"Apply complete! Resources: {add} added, {change} changed, {remove} destroyed."
+    if arguments.json:
+        totals = {"add": add, "change": change, "import": 0, "remove": remove}
+        operation = "destroy" if plan.destroy else "apply"
+        say(line("change_summary", message, changes={**totals, "operation": operation}))
+    else:
+        say(f"\n{message}")

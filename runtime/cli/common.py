@@ -1,0 +1,83 @@
+"""What verbs share: from the command line to a configuration, a workspace and a plan."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from servestate.planner.live import Live
+from servestate.planner.plan import Plan, make_plan
+from servestate.planner.resolve import Resolved, resolve
+from servestate.planner.spec.bundle import Desired
+from servestate.planner.spec.site import Site
+from servestate.planner.state import State
+from servestate.providers.protocol import Provider
+from servestate.runtime.cli.output import Usage, show_diagnostics
+from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
+from servestate.runtime.refresh import refresh
+from servestate.runtime.table_file import read_version
+from servestate.runtime.workspace import SUPPORTED_PROVIDERS, Workspace, open_workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything a plan is made from, and the plan."""
+
+    workspace: Workspace
+    desired: Resolved
+    state: State
+    live: Live
+    plan: Plan
+
+
+def options(arguments: argparse.Namespace) -> Options:
+    """The configuration options of a command line. Raises Usage."""
+    pairs = [text.partition("=") for text in arguments.var]
+    for name, separator, _ in pairs:
+        if not separator or not name:
+            raise Usage(f"--var takes KEY=VALUE, not {name!r}")
+    return Options(arguments.file, arguments.env, {name: value for name, _, value in pairs})
+
+
+def desired_of(arguments: argparse.Namespace) -> Desired:
+    """The checked configuration; its warnings are printed. Raises InvalidInput."""
+    desired = load_configuration(options(arguments))
+    show_diagnostics(desired.warnings)
+    return desired
+
+
+def workspace_of(arguments: argparse.Namespace) -> Workspace:
+    """The workspace, without looking closer at the endpoints; defaults where nothing is configured."""
+    if not has_configuration(arguments.file):
+        return open_workspace(root_of(arguments.file), Site())
+    return open_workspace(root_of(arguments.file), load_configuration(options(arguments)).site)
+
+
+def look(workspace: Workspace, lineage: str | None = None) -> tuple[State, Live]:
+    """State and live now. Where there is no state yet, an empty one of `lineage` or a fresh lineage."""
+    state = workspace.store.read() or State(lineage or str(uuid.uuid4()))
+    return state, asyncio.run(see(workspace, workspace.providers(), state))
+
+
+async def see(workspace: Workspace, providers: Mapping[str, Provider], state: State) -> Live:
+    """Live, of these providers."""
+    return await refresh(providers, state.lineage, state, read_version(workspace.table_path))
+
+
+def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
+    """Load, look, plan. Raises InvalidInput and StoreError."""
+    desired = desired_of(arguments)
+    workspace = open_workspace(root_of(arguments.file), desired.site)
+    resolved = resolve_desired(desired, destroy=destroy)
+    state, live = look(workspace)
+    return Situation(workspace, resolved, state, live, make_plan(resolved, state, live, destroy=destroy))
+
+
+def resolve_desired(desired: Desired, *, destroy: bool) -> Resolved:
+    """What to plan for: everything that is configured, or with `destroy` nothing of this bundle."""
+    if destroy:
+        return Resolved(desired.bundle, (), "destroy")
+    return resolve(desired, SUPPORTED_PROVIDERS)

@@ -1,0 +1,101 @@
+"""How verbs talk: colour, diagnostics, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
+from servestate.planner.render import COLOURS, PLAIN, Palette
+from servestate.runtime import exit_codes
+from servestate.runtime.store.protocol import LockHeld, StoreError
+
+
+class Usage(Exception):
+    """The command line makes no sense as given; exit code 64."""
+
+
+class Exit(Exception):
+    """The verb ends here with this code; everything has been said."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(str(code))
+
+
+def palette(arguments: argparse.Namespace, stream: TextIO) -> Palette:
+    """Colours for `stream`: --no-color wins over all, then --color, FORCE_COLOR, NO_COLOR, then whether it
+    is a terminal."""
+    if arguments.no_color or arguments.color == "never":
+        return PLAIN
+    if arguments.color == "always" or os.environ.get("FORCE_COLOR"):
+        return COLOURS
+    return COLOURS if stream.isatty() and not os.environ.get("NO_COLOR") else PLAIN
+
+
+def in_automation() -> bool:
+    """Whether hints for people would only be noise."""
+    return bool(os.environ.get("CI") or os.environ.get("SERVESTATE_IN_AUTOMATION"))
+
+
+def say(text: str) -> None:
+    """A line of result on standard output."""
+    print(text)
+
+
+def complain(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr)
+
+
+def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
+    """Print every finding, warnings marked as such."""
+    for found in diagnostics:
+        prefix = "warning: " if found.severity is Severity.WARNING else ""
+        complain(f"{prefix}{found}")
+
+
+def guarded(verb: Callable[[], int]) -> int:
+    """Run a verb; every expected error becomes its message and exit code, never a traceback."""
+    try:
+        return verb()
+    except Exit as end:
+        return end.code
+    except Usage as error:
+        complain(f"servestate: error: {error}")
+        return exit_codes.USAGE
+    except InvalidInput as error:
+        show_diagnostics(error.diagnostics)
+        return exit_codes.ERROR
+    except StoreError as error:
+        show_diagnostics([error.diagnostic])
+        return exit_codes.ERROR
+    except LockHeld as error:
+        complain(describe_lock(error))
+        return exit_codes.LOCKED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); let the interpreter's own flush find /dev/null.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.ERROR
+
+
+def describe_lock(error: LockHeld) -> str:
+    """Who holds the lock, since when, and what to do."""
+    from datetime import UTC, datetime
+
+    lock, owner = error.lock, error.lock.owner
+    since = datetime.fromtimestamp(lock.created, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    pid = owner.process.partition(".")[0]
+    lines = [
+        f"SS406 the state is locked by {owner.person}@{owner.host} ({owner.verb}, pid {pid}) since {since}",
+        f"    lock {lock.id}" + (f", {owner.ci_url}" if owner.ci_url else ""),
+        "  fix: wait for it (--lock-timeout=60), or if it is certainly dead:",
+        f"       servestate lock break {lock.id}",
+    ]
+    return "\n".join(lines)

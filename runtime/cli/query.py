@@ -1,0 +1,114 @@
+"""`servestate query ENDPOINT TEXT`: one question through the running router, as any client would ask it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.spec.site import Site
+from servestate.planner.state import State
+from servestate.runtime import exit_codes
+from servestate.runtime.cli.common import workspace_of
+from servestate.runtime.cli.output import complain, say
+from servestate.runtime.cli.serve import router_url
+
+if TYPE_CHECKING:
+    import httpx
+
+_TIMEOUT_S = 120.0
+_HTTP_OK = 200
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code."""
+    workspace = workspace_of(arguments)
+    state = workspace.store.read() or State("")
+    endpoint, _, entity = arguments.endpoint.partition("/")
+    task = _task(state, endpoint, entity)
+    body = body_for(task, arguments.text, arguments.max_tokens)
+    if arguments.stream and "input" not in body:
+        body["stream"] = True
+    path = f"/serving-endpoints/{endpoint}" + (f"/served-models/{entity}" if entity else "") + "/invocations"
+    return _ask(workspace.site, path, body)
+
+
+def body_for(task: str, text: str, max_tokens: int) -> dict[str, Any]:
+    """A request body for a task; chat where the task is not known."""
+    if task.endswith("/embeddings"):
+        return {"input": text}
+    if task.endswith("/completions"):
+        return {"prompt": text, "max_tokens": max_tokens}
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}
+
+
+def _task(state: State, endpoint: str, entity: str) -> str:
+    record = state.endpoints.get(endpoint)
+    if record is None:
+        known = ", ".join(state.endpoints) or "none"
+        raise InvalidInput(
+            [Diagnostic("SS606", f'no endpoint "{endpoint}" here', f"applied endpoints: {known}")]
+        )
+    targets = [t for t in record.targets if entity in ("", t.entity)]
+    if not targets:
+        known = ", ".join(t.entity for t in record.targets) or "none"
+        what = f'endpoint "{endpoint}" has no entity "{entity}"'
+        raise InvalidInput([Diagnostic("SS606", what, f"its entities: {known}")])
+    return next((state.instances[a].spec.task for t in targets for a in t.instances), "")
+
+
+def _ask(site: Site, path: str, body: dict[str, Any]) -> int:
+    import httpx
+
+    try:
+        with (
+            httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client,
+            client.stream("POST", router_url(site) + path, json=body) as answer,
+        ):
+            return _print_answer(answer)
+    except httpx.ConnectError:
+        what = f"no router answers at {router_url(site)}"
+        raise InvalidInput([Diagnostic("SS607", what, "start it: servestate serve")]) from None
+    except httpx.HTTPError as error:
+        complain(f"SS608 the answer broke off: {error}")
+        return exit_codes.ERROR
+
+
+def _print_answer(answer: httpx.Response) -> int:
+    if answer.status_code != _HTTP_OK:
+        answer.read()
+        complain(f"{answer.status_code} {answer.reason_phrase}: {answer.text}")
+        return exit_codes.ERROR
+    complain(f"[{answer.headers.get('served-model-name', '?')}]")
+    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+        for piece in _streamed(answer.iter_lines()):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        say("")
+    else:
+        answer.read()
+        say(_text_of(json.loads(answer.text)))
+    return exit_codes.OK
+
+
+def _streamed(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        data = line.removeprefix("data: ")
+        if data is line or data == "[DONE]":
+            continue
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise SystemExit(f"SS608 the answer broke off: {chunk['error'].get('message')}")
+        for choice in chunk.get("choices", []):
+            yield choice.get("delta", {}).get("content") or choice.get("text") or ""
+
+
+def _text_of(answer: Any) -> str:
+    """The words of an OpenAI-shaped answer; anything else as indented JSON."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if choices:
+        return str(choices[0].get("message", {}).get("content") or choices[0].get("text") or "")
+    return json.dumps(answer, indent=2, ensure_ascii=False)

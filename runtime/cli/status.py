@@ -1,0 +1,118 @@
+"""`servestate status`: what is applied, what runs, how traffic was really split."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from servestate.planner.address import InstanceAddress
+from servestate.planner.drift import find_drift
+from servestate.planner.launch import ExternalSpec
+from servestate.planner.live import Live
+from servestate.planner.match import settle
+from servestate.planner.state import EndpointRecord, State, apply_event
+from servestate.runtime import exit_codes
+from servestate.runtime.cli.common import look, workspace_of
+from servestate.runtime.cli.output import say
+from servestate.runtime.drain import router_status
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code."""
+    workspace = workspace_of(arguments)
+    state, live = look(workspace)
+    for event in list(settle(state, live)):
+        state = apply_event(state, event)
+    router = asyncio.run(router_status(workspace.control_path))
+    found = describe(state, live, router)
+    say(json.dumps(found, indent=2) if arguments.json else "\n".join(_lines(found)))
+    return exit_codes.OK
+
+
+def describe(state: State, live: Live, router: dict[str, Any] | None) -> dict[str, Any]:
+    """Everything, as JSON values."""
+    return {
+        "lineage": state.lineage,
+        "serial": state.serial,
+        "router": _router(router),
+        "endpoints": [_endpoint(r, state, live, router) for _, r in sorted(state.endpoints.items())],
+        "drift": [
+            {"address": d.address, "kind": str(d.kind), "recorded": d.recorded, "live": d.live}
+            for d in find_drift(state, live)
+        ],
+    }
+
+
+def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
+    keys = ("pid", "listen", "table_version", "table_error", "connections")
+    return None if router is None else {key: router[key] for key in keys}
+
+
+def _endpoint(
+    record: EndpointRecord, state: State, live: Live, router: dict[str, Any] | None
+) -> dict[str, Any]:
+    seen = (router or {}).get("endpoints", {}).get(record.name, {}).get("entities", {})
+    assigned = sum(entity["assigned"] for entity in seen.values())
+    entities = []
+    for target in record.targets:
+        counted = seen.get(target.entity, {})
+        share = round(100 * counted["assigned"] / assigned, 2) if assigned and counted else None
+        entities.append(
+            {
+                "entity": target.entity,
+                "desired_percent": target.weight,
+                "observed_percent": share,
+                "counters": counted,
+                "instances": [_instance(address, state, live) for address in target.instances],
+            }
+        )
+    return {"name": record.name, "config_version": record.config_version, "entities": entities}
+
+
+def _instance(address: InstanceAddress, state: State, live: Live) -> dict[str, str]:
+    instance = state.instances[address]
+    seen = live.instances.get(address)
+    if isinstance(instance.spec, ExternalSpec):
+        health = "external"
+    elif seen is None:
+        health = "gone"
+    else:
+        health = str(seen.status)
+    facts = {"address": str(address), "phase": str(instance.phase), "health": health, "url": instance.url}
+    return {**facts, "why": seen.why} if seen is not None and seen.why else facts
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    router = found["router"]
+    lines = [f"state: serial {found['serial']}, lineage {found['lineage']}"]
+    if router is None:
+        lines.append("router: not running (servestate serve)")
+    else:
+        lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
+        if router["table_error"]:
+            lines.append(f"  refuses the newest table: {router['table_error']}")
+    for endpoint in found["endpoints"]:
+        lines += ["", f"{endpoint['name']}  (config version {endpoint['config_version']})"]
+        for entity in endpoint["entities"]:
+            lines += _entity_lines(entity)
+    if not found["endpoints"]:
+        lines += ["", "no endpoints are applied here"]
+    if found["drift"]:
+        lines += ["", "drift (servestate apply repairs it):"]
+        lines += [f"  {d['address']}: {d['recorded']} -> {d['live']}" for d in found["drift"]]
+    return lines
+
+
+def _entity_lines(entity: dict[str, Any]) -> list[str]:
+    observed = entity["observed_percent"]
+    seen = "-" if observed is None else f"{observed:g} %"
+    requests = entity["counters"].get("requests", 0)
+    head = f"  {entity['entity']:<24} desired {entity['desired_percent']:>3} %  observed {seen:>7}"
+    lines = [f"{head}  requests {requests}"]
+    for instance in entity["instances"]:
+        why = f"  ({instance['why']})" if instance.get("why") else ""
+        facts = f"{instance['phase']}, {instance['health']}"
+        lines.append(f"    {instance['address']}  {facts}  {instance['url']}{why}")
+    return lines or [head]

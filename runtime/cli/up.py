@@ -1,0 +1,44 @@
+"""`servestate up`: apply, say where everything is, then serve in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from servestate.planner.state import State
+from servestate.runtime import exit_codes
+from servestate.runtime.cli import apply
+from servestate.runtime.cli.common import workspace_of
+from servestate.runtime.cli.output import say
+from servestate.runtime.cli.query import body_for
+from servestate.runtime.cli.serve import router_url, serve
+from servestate.runtime.workspace import Workspace
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code: apply's when it does not succeed, then serve's."""
+    code = apply.run(arguments)
+    if code != exit_codes.OK:
+        return code
+    workspace = workspace_of(arguments)
+    say(summary(workspace))
+    return serve(workspace)
+
+
+def summary(workspace: Workspace) -> str:
+    """The URLs, and a curl line to paste."""
+    url = router_url(workspace.site)
+    state = workspace.store.read() or State("")
+    lines = ["", f"OpenAI clients:  base_url={url}/v1, model=ENDPOINT (or ENDPOINT/ENTITY past the split)"]
+    for name, record in state.endpoints.items():
+        split = ", ".join(f"{target.entity} {target.weight} %" for target in record.targets)
+        lines.append(f"  {name}: {url}/serving-endpoints/{name}/invocations   ({split})")
+    example = next(((n, r) for n, r in state.endpoints.items() if r.targets), None)
+    if example is not None:
+        name, record = example
+        task = next((state.instances[a].spec.task for t in record.targets for a in t.instances), "")
+        body = json.dumps(body_for(task, "Why is the sky blue?", 64))
+        lines += ["", "Try it:"]
+        lines += [f"  curl -s {url}/serving-endpoints/{name}/invocations \\"]
+        lines += [f"    -H 'content-type: application/json' -d '{body}'", ""]
+    return "\n".join(lines)

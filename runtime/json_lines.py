@@ -1,0 +1,57 @@
+"""Plans and progress as JSON lines, in the field names that readers of Terraform's output know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from servestate.planner.change import Action, Change
+from servestate.planner.plan import Plan
+from servestate.planner.render import NO_CHANGES, counts, summary
+from servestate.planner.version import VERSION
+
+UI_VERSION = "1.2"
+"""A higher minor only adds; a reader rejects another major."""
+
+_ACTIONS = {Action.CREATE_THEN_DELETE: "replace", Action.DELETE_THEN_CREATE: "replace"}
+
+
+def line(type: str, message: str, level: str = "info", **fields: Any) -> str:
+    """One object on one line."""
+    stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    head = {"@level": level, "@message": message, "@module": "servestate.ui", "@timestamp": stamp}
+    return json.dumps({**head, "type": type, **fields}, ensure_ascii=False)
+
+
+def version_line() -> str:
+    """Always the first line."""
+    return line("version", f"servestate {VERSION}", servestate=VERSION, ui=UI_VERSION)
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """A plan: its drift, its changes, its summary."""
+    yield version_line()
+    for drift in plan.drift:
+        seen = {"kind": str(drift.kind), "recorded": drift.recorded, "live": drift.live}
+        message = f"{drift.address}: {drift.recorded} -> {drift.live}"
+        yield line("resource_drift", message, change={"address": drift.address, **seen})
+    for found in plan.changes:
+        yield line("planned_change", f"{found.address}: Plan to {found.action}", change=_change(found))
+    add, change, remove = counts(plan.changes)
+    totals = {"add": add, "change": change, "import": 0, "remove": remove, "operation": "plan"}
+    yield line("change_summary", NO_CHANGES if plan.is_empty else summary(plan), changes=totals)
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "resource": {"addr": str(change.address)},
+        "action": _ACTIONS.get(change.action, str(change.action)),
+        "order": str(change.action),
+        "reason": str(change.reason),
+        "category": str(change.category),
+        "fields": [{"path": f.path, "old": f.old, "new": f.new, "forces": f.forces} for f in change.fields],
+        "note": change.note,
+        "blocked": change.blocked,
+    }

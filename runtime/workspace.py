@@ -1,0 +1,96 @@
+"""One site on this machine: where its state, table and instances are, and what may touch them."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.spec.site import Site
+from servestate.providers import identity
+from servestate.providers.protocol import Provider
+from servestate.providers.secrets import EnvSecrets, Secrets
+from servestate.runtime.store.protocol import Owner, StateStore
+from servestate.runtime.store.sqlite import SqliteStore
+
+_SQLITE = "sqlite:///"
+_LONGEST_SOCKET_PATH = 100
+"""Bytes; the kernel's limit for a unix socket path is 108 with its terminator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths and parts of one site. `root` is the bundle's folder, `folder` holds all that is written."""
+
+    root: Path
+    folder: Path
+    site: Site
+    store: StateStore
+
+    @property
+    def table_path(self) -> Path:
+        """The routing table file, all that the router reads."""
+        return self.folder / "table.json"
+
+    @property
+    def control_path(self) -> Path:
+        """The router's control socket. A path too long for a socket is replaced by a short one."""
+        path = self.folder / "router.sock"
+        if len(os.fsencode(path.absolute())) <= _LONGEST_SOCKET_PATH:
+            return path
+        name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"servestate-{os.getuid()}-{name}.sock"
+
+    @property
+    def secrets(self) -> Secrets:
+        """The backend that secret references resolve through."""
+        return EnvSecrets(os.environ)
+
+    def providers(self) -> Mapping[str, Provider]:
+        """Every provider of this site, by name."""
+        from servestate.providers.registry import build
+
+        return build(self.folder / "run", self.root, self.secrets)
+
+
+SUPPORTED_PROVIDERS = frozenset({"process"})
+"""The providers that a workload type may name."""
+
+
+def open_workspace(root: Path, site: Site) -> Workspace:
+    """The workspace of a site block. Raises InvalidInput for a state URL that is not supported."""
+    if not site.state.startswith(_SQLITE):
+        what = f'servestate.state is "{site.state}", which is not supported yet'
+        raise InvalidInput([Diagnostic("SS405", what, "write sqlite:///PATH")])
+    path = root / site.state.removeprefix(_SQLITE)
+    return Workspace(root, path.parent, site, SqliteStore(path, is_gone))
+
+
+def owner_of_this_process(verb: str) -> Owner:
+    """Who we are, for the lock and the journal."""
+    me = identity.identify(os.getpid())
+    return Owner(verb, getpass.getuser(), socket.gethostname(), str(me), ci_url(os.environ))
+
+
+def is_gone(owner: Owner) -> bool:
+    """Whether the process of that owner has certainly ended: it was of this host, and of an earlier boot or
+    no longer there."""
+    if owner.host != socket.gethostname():
+        return False
+    process = identity.parse(owner.process)
+    return process is not None and not identity.alive(process)
+
+
+def ci_url(environ: Mapping[str, str]) -> str:
+    """The page of the CI job that we run in, "" outside CI or where the system does not tell."""
+    if "GITHUB_RUN_ID" in environ:
+        server, repository = environ.get("GITHUB_SERVER_URL", ""), environ.get("GITHUB_REPOSITORY", "")
+        return f"{server}/{repository}/actions/runs/{environ['GITHUB_RUN_ID']}"
+    names = ("SERVESTATE_CI_URL", "CI_JOB_URL", "BUILD_URL", "BUILDKITE_BUILD_URL", "CIRCLE_BUILD_URL")
+    return next((environ[name] for name in names if environ.get(name)), "")
