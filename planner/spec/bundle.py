@@ -17,6 +17,7 @@ from servestate.planner.spec.report import Report, written_path
 from servestate.planner.spec.rules import RULES
 from servestate.planner.spec.schema import validate
 from servestate.planner.spec.site import Site
+from servestate.planner.spec.site_rules import SITE_RULES
 from servestate.planner.spec.tree import ENDPOINTS, Document, Source, Tree, compose
 
 __all__ = ["Desired", "DesiredEndpoint", "Document", "load"]
@@ -94,12 +95,23 @@ def load(
 def _load(source: Source) -> Desired:
     findings = Findings([document.name for document in source.documents])
     tree = compose(source, findings)
-    site = validate(Site, tree.site, ("servestate",), findings) or Site()
     endpoints = _endpoints(tree.endpoints, findings)
+    site = _site(tree.site, endpoints, findings)
     _check_unique(endpoints, tree.endpoints, findings)
     findings.check()
     endpoints.sort(key=lambda endpoint: endpoint.spec.name)
     return Desired(tree.bundle, site, tuple(endpoints), findings.warnings(), Places(source))
+
+
+def _site(block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings) -> Site:
+    site = validate(Site, block, ("servestate",), findings)
+    if site is None:
+        return Site()
+    report = Report(findings, block, ("servestate",))
+    specs = [endpoint.spec for endpoint in endpoints]
+    for rule in SITE_RULES:
+        rule(site, specs, report)
+    return site
 
 
 def _endpoints(blocks: Block, findings: Findings) -> list[DesiredEndpoint]:

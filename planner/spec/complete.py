@@ -35,6 +35,8 @@ def complete(endpoint: Endpoint) -> Endpoint:
     for entity in config.served_entities:
         if not entity.name:
             _set(entity, name=default_name(entity))
+    if config.traffic_config is not None and not config.traffic_config.routes:
+        _set(config, traffic_config=None)
     if config.traffic_config is None and len(config.served_entities) == 1:
         _set(config, traffic_config=_everything_to(config.served_entities[0].name))
     return endpoint

@@ -10,6 +10,9 @@ from servestate.planner.spec.places import Path, where
 LIMIT = 1000
 """Findings kept of each severity. A generated file can hold a million mistakes; nobody reads that many."""
 
+LISTED = 3
+"""Further places of a warning that are listed."""
+
 
 class Findings:
     """What is wrong so far. `names` are the documents' names, by number."""
@@ -18,6 +21,7 @@ class Findings:
         self.names = tuple(names)
         self._found: dict[Severity, list[tuple[int, Diagnostic]]] = {s: [] for s in Severity}
         self._left_out = dict.fromkeys(Severity, 0)
+        self._notes: dict[tuple[str, str, str], tuple[int, Path, list[int]]] = {}
 
     def error(
         self, code: str, what: str, fix: str, mark: int | None = None, path: Path = (), detail: str = ""
@@ -30,6 +34,22 @@ class Findings:
     ) -> None:
         """Note something that people should know and that stops nothing."""
         self._add(Severity.WARNING, code, what, fix, mark, path, detail)
+
+    def note(self, code: str, what: str, fix: str, mark: int, path: Path) -> None:
+        """Note a warning once, however many places it is true of; the first few others are listed."""
+        places = self._notes.setdefault((code, what, fix), (mark, path, []))[2]
+        places.append(mark)
+
+    def _noted(self) -> list[tuple[int, Diagnostic]]:
+        noted = []
+        for (code, what, fix), (mark, path, places) in self._notes.items():
+            others = [str(where(place, self.names)) for place in places[1 : 1 + LISTED]]
+            more = len(places) - 1 - len(others)
+            detail = f"also at {', '.join(others)}" if others else ""
+            detail += f" and {more} more" if more else ""
+            place = where(mark, self.names, path)
+            noted.append((mark, Diagnostic(code, what, fix, place, detail, Severity.WARNING)))
+        return noted
 
     def _add(
         self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str
@@ -56,7 +76,9 @@ class Findings:
             raise InvalidInput(self._in_order(list(Severity)))
 
     def _in_order(self, severities: Sequence[Severity]) -> list[Diagnostic]:
-        found = sorted((pair for s in severities for pair in self._found[s]), key=lambda pair: pair[0])
+        found = [pair for severity in severities for pair in self._found[severity]]
+        found += self._noted() if Severity.WARNING in severities else []
+        found.sort(key=lambda pair: pair[0])
         return [finding for _, finding in found] + [self._rest(s) for s in severities if self._left_out[s]]
 
     def _rest(self, severity: Severity) -> Diagnostic:

@@ -53,5 +53,19 @@ class Report:
         written = written_path(self._block, path)
         self._findings.warning(code, what, fix, self._mark(written), (*self._base, *written), detail)
 
+    def note(self, code: str, what: str, fix: str, *path: str | int) -> None:
+        """Note something that a bundle tends to have in many places; it is warned of once."""
+        written = written_path(self._block, path)
+        self._findings.note(code, what, fix, self._mark(written), (*self._base, *written))
+
+    def is_written(self, *path: str) -> bool:
+        """Whether the YAML itself has the key at `path`."""
+        node: object = self._block
+        for part in path:
+            if not isinstance(node, Block) or part not in node:
+                return False
+            node = node[part]
+        return True
+
     def _mark(self, path: Path) -> int:
         return mark_of(self._block, path)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from servestate.planner.spec import external_rules, support
 from servestate.planner.spec.characters import describe_odd, shorten
 from servestate.planner.spec.endpoint import Endpoint, Route, ServedEntity
+from servestate.planner.spec.external_rules import REFERENCE_FORM, SECRET_REFERENCE
+from servestate.planner.spec.gateway import GatewayRateLimit
 from servestate.planner.spec.report import Report
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
@@ -19,6 +22,9 @@ RESERVED = frozenset({"pt", "get-model-optimization-info"})
 MAX_ENTITIES = 10
 HOSTED_FIELDS = ("entity_name", "entity_version", "workload_size", "workload_type", "scale_to_zero_enabled")
 
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SECRET_NAME = re.compile(r"(?:\A|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)\Z", re.IGNORECASE)
+ENVIRONMENT_FIX = f'letters, digits and _ make a name; a secret is written "{REFERENCE_FORM}"'
 _ALPHABET = "use 1 to 63 letters, digits, dashes and underscores"
 _ENTITIES = ("config", "served_entities")
 _ROUTES = ("config", "traffic_config", "routes")
@@ -214,6 +220,106 @@ def _in_order(
         report.error(code, found, "make the maximum at least the minimum", *_ENTITIES, index, f"max_{what}")
 
 
+def model_units(endpoint: Endpoint, report: Report) -> None:
+    """R20: positive, and not beside throughput."""
+    for index, entity in enumerate(endpoint.entities):
+        units = entity.provisioned_model_units
+        if units is None:
+            continue
+        at = (*_ENTITIES, index, "provisioned_model_units")
+        if units <= 0:
+            report.error(
+                "SS125", f'provisioned_model_units of "{entity.name}" is {units}', "make it more than 0", *at
+            )
+        if entity.min_provisioned_throughput is not None or entity.max_provisioned_throughput is not None:
+            what = f'"{entity.name}" has provisioned_model_units and provisioned throughput'
+            report.error("SS125", what, "keep one of them", *at)
+
+
+def environment(endpoint: Endpoint, report: Report) -> None:
+    """Names that an environment can hold, and secret references that are complete."""
+    for index, entity in enumerate(endpoint.entities):
+        for name, value in entity.environment_vars.items():
+            at = (*_ENTITIES, index, "environment_vars", name)
+            if problem := environment_problem(name, value):
+                report.error("SS121", problem, ENVIRONMENT_FIX, *at)
+            elif _SECRET_NAME.search(name) and value and not SECRET_REFERENCE.match(value):
+                what = f"{name} looks like a secret that is written out in this file"
+                report.warning("SS147", what, f'write {name}: "{REFERENCE_FORM}"', *at)
+
+
+def environment_problem(name: str, value: str) -> str:
+    """What is wrong with an environment variable; "" if nothing. The value is never part of the answer."""
+    if not _ENVIRONMENT_NAME.match(name):
+        return f'"{shorten(name)}" cannot be the name of an environment variable'
+    if "\0" in value:
+        return f"the value of {name} contains a NUL character"
+    if "{{" in value and "secrets" in value and not SECRET_REFERENCE.match(value):
+        return f"the value of {name} is not a complete secret reference"
+    return ""
+
+
+def gateway_limits(endpoint: Endpoint, report: Report) -> None:
+    """R22: a limit limits something, names its principal where it must, and is given once."""
+    seen: set[tuple[str, str]] = set()
+    limits = endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()
+    for index, limit in enumerate(limits):
+        at = ("ai_gateway", "rate_limits", index)
+        for problem, field in _limit_problems(limit):
+            report.error(
+                "SS122", f"rate limit {index + 1} {problem}", "see the serving API's RateLimit", *at, *field
+            )
+        if (limit.key, limit.principal) in seen:
+            report.error(
+                "SS122",
+                f"rate limit {index + 1} repeats an earlier one",
+                "keep one per key and principal",
+                *at,
+            )
+        seen.add((limit.key, limit.principal))
+
+
+def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if limit.renewal_period != "minute":
+        yield 'has a renewal_period other than "minute"', ("renewal_period",)
+    if limit.calls is None and limit.tokens is None:
+        yield "has neither calls nor tokens", ()
+    for field, value in (("calls", limit.calls), ("tokens", limit.tokens)):
+        if value is not None and value <= 0:
+            yield f"has {value} {field}; it must be more than 0", (field,)
+    if limit.key in ("user_group", "service_principal") and not limit.principal:
+        yield f"is for a {limit.key} and has no principal", ()
+    if limit.key == "endpoint" and limit.principal:
+        yield "is for the endpoint and has a principal", ("principal",)
+
+
+def legacy_limits(endpoint: Endpoint, report: Report) -> None:
+    """R22 for limits of the old spelling."""
+    for index, limit in enumerate(endpoint.rate_limits):
+        if limit.renewal_period != "minute":
+            what = f'rate limit {index + 1} has a renewal_period other than "minute"'
+            report.error("SS126", what, "use minute", "rate_limits", index, "renewal_period")
+        if limit.calls <= 0:
+            what = f"rate limit {index + 1} has {limit.calls} calls"
+            report.error("SS126", what, "make it more than 0", "rate_limits", index, "calls")
+
+
+def inference_table(endpoint: Endpoint, report: Report) -> None:
+    """R21: an enabled inference table needs a catalog and a schema."""
+    gateway, config = endpoint.ai_gateway, endpoint.config
+    for table, at in (
+        (gateway.inference_table_config if gateway else None, ("ai_gateway", "inference_table_config")),
+        (config.auto_capture_config if config else None, ("config", "auto_capture_config")),
+    ):
+        if table is not None and table.enabled and not (table.catalog_name and table.schema_name):
+            report.error(
+                "SS123",
+                f"{at[-1]} is enabled without a catalog and a schema",
+                "add catalog_name and schema_name",
+                *at,
+            )
+
+
 def unique_tags(endpoint: Endpoint, report: Report) -> None:
     """N7: tags are a set by key."""
     counts = Counter(tag.key for tag in endpoint.tags)
@@ -250,7 +356,32 @@ RULES: tuple[Rule, ...] = (
     hosted_fields,  # SS111 R4
     size_or_concurrency,  # SS112 R16
     throughput,  # SS113 R17, R18
+    external_rules.provider_config,  # SS114 R23
+    external_rules.secrets_by_reference,  # SS115 R23, R24
+    external_rules.secret_given,  # SS116 R23
+    external_rules.sendable,  # SS117
     unique_tags,  # SS118 N7
     one_principal,  # SS119
+    environment,  # SS121, warning SS147
+    gateway_limits,  # SS122 R22
+    inference_table,  # SS123 R21
+    external_rules.same_task,  # SS124 R3
+    model_units,  # SS125 R20
+    legacy_limits,  # SS126 R22
+    support.provider,  # SS130
+    support.azure,  # SS131
+    support.task,  # SS132
+    support.rate_limits,  # SS133
+    support.fallback,  # SS134
+    support.guardrails,  # SS135
+    support.inference_table,  # SS136
+    support.model_units,  # SS137
+    support.old_spelling,  # warning SS140 R8
+    support.scale_to_zero,  # warning SS141
+    support.capacity,  # warning SS142
+    support.instance_profile,  # warning SS143
+    support.usage_tracking,  # warning SS144
+    support.route_optimized,  # warning SS145
+    support.no_config,  # warning SS146 N12
 )
 """Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26."""
