@@ -1,0 +1,6 @@
+"""The data path: `run` serves a routing table until it is asked to stop."""
+
+from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.server import Router, RouterConfig, run, serve
+
+__all__ = ["Limits", "Router", "RouterConfig", "run", "serve"]

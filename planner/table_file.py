@@ -1,0 +1,188 @@
+"""The routing table as text: one JSON object with a checksum over its canonical form.
+
+`{"checksum": "sha256:…", "format_version": 1, "table": {…}}`. Decoding trusts nothing: a table that passed
+here can be served without a further look, so whatever would split a header, steal a share of traffic or
+shadow another name is refused with the place named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from servestate.planner.revision import canonical_json, digest
+from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, RoutingTable
+
+FORMAT_VERSION = 1
+"""Raised when a reader of the old format would misread the new one."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
+_PRINTABLE = re.compile(r"[!-~]+")
+_URL = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[!-~]*)?")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_VALUE = re.compile(r"[\t -~]*")
+_OURS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "content-type", "upgrade", "te"}
+)
+
+T = TypeVar("T")
+
+
+def encode(table: RoutingTable) -> str:
+    """The file's text, ending in a newline. Equal tables give equal text."""
+    value = asdict(table)
+    envelope = {"checksum": f"sha256:{digest(value)}", "format_version": FORMAT_VERSION, "table": value}
+    return canonical_json(envelope) + "\n"
+
+
+def decode(text: str) -> RoutingTable:
+    """The table in `text`. Raises ValueError that says what is wrong and where in the table."""
+    try:
+        envelope = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(envelope, dict) or set(envelope) != {"checksum", "format_version", "table"}:
+        raise ValueError("expected exactly the keys checksum, format_version and table")
+    if envelope["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format_version is {envelope['format_version']!r}, expected {FORMAT_VERSION}")
+    found = f"sha256:{_digest_of(envelope['table'])}"
+    if envelope["checksum"] != found:
+        raise ValueError(f"checksum is {envelope['checksum']!r}, the content gives {found!r}")
+    return _table(_Fields(envelope["table"], "table"))
+
+
+def _digest_of(value: Any) -> str:
+    try:
+        return digest(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not canonical JSON: {error}") from None
+
+
+class _Fields:
+    """One JSON object, read field by field; `done` refuses what was not asked for."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, found {_kind(value)}")
+        self._left = dict(value)
+        self.where = where
+
+    def take(self, key: str, kind: type[T]) -> T:
+        if key not in self._left:
+            raise ValueError(f"{self.where}.{key} is missing")
+        value = self._left.pop(key)
+        # bool is an int to isinstance, but never a weight or a version.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{self.where}.{key}: expected {kind.__name__}, found {_kind(value)}")
+        return value
+
+    def text(self, key: str, pattern: re.Pattern[str]) -> str:
+        value = self.take(key, str)
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{self.where}.{key}: {value!r} does not match {pattern.pattern}")
+        return value
+
+    def optional(self, key: str) -> Any:
+        return self._left.pop(key, None)
+
+    def each(self, key: str, read: Callable[[_Fields], T]) -> tuple[T, ...]:
+        items = self.take(key, list)
+        return tuple(read(_Fields(item, f"{self.where}.{key}[{i}]")) for i, item in enumerate(items))
+
+    def done(self) -> None:
+        if self._left:
+            raise ValueError(f"{self.where}: unknown key {min(self._left)!r}")
+
+
+def _table(fields: _Fields) -> RoutingTable:
+    version = fields.take("version", int)
+    if version < 0:
+        raise ValueError(f"{fields.where}.version: {version} is negative")
+    lineage = fields.take("lineage", str)
+    endpoints = fields.each("endpoints", _endpoint)
+    fields.done()
+    _no_twins("table.endpoints", (endpoint.name for endpoint in endpoints))
+    return RoutingTable(version, lineage, endpoints)
+
+
+def _endpoint(fields: _Fields) -> EndpointRoutes:
+    name = fields.text("name", _NAME)
+    config_version = fields.take("config_version", int)
+    entities = fields.each("entities", _entity)
+    fields.done()
+    where = f"endpoint {name!r}"
+    if not entities:
+        raise ValueError(f"{where} has no entity")
+    _no_twins(where, (entity.name for entity in entities))
+    total = sum(entity.weight for entity in entities)
+    if total != 100:
+        raise ValueError(f"{where}: weights add up to {total}, not 100")
+    return EndpointRoutes(name, config_version, entities)
+
+
+def _entity(fields: _Fields) -> EntityRoute:
+    name = fields.text("name", _NAME)
+    weight = fields.take("weight", int)
+    if not 0 <= weight <= 100:
+        raise ValueError(f"{fields.where}.weight: {weight} is not within 0..100")
+    model = fields.take("model", str)
+    task = fields.take("task", str)
+    fixed_path = fields.take("fixed_path", bool)
+    backends = fields.each("backends", _backend)
+    credential = _credential(fields.optional("credential"), f"{fields.where}.credential")
+    headers = _headers(fields.take("headers", list), f"{fields.where}.headers")
+    fields.done()
+    return EntityRoute(name, weight, model, task, fixed_path, backends, credential, headers)
+
+
+def _backend(fields: _Fields) -> Backend:
+    backend = Backend(fields.text("replica", _PRINTABLE), fields.text("url", _URL))
+    fields.done()
+    return backend
+
+
+def _credential(value: Any, where: str) -> Credential | None:
+    if value is None:
+        return None
+    fields = _Fields(value, where)
+    header = _header_name(fields.take("header", str), f"{where}.header")
+    credential = Credential(header, fields.text("prefix", _HEADER_VALUE), fields.take("secret", str))
+    fields.done()
+    return credential
+
+
+def _headers(items: list[Any], where: str) -> tuple[tuple[str, str], ...]:
+    return tuple(_header(item, f"{where}[{i}]") for i, item in enumerate(items))
+
+
+def _header(item: Any, where: str) -> tuple[str, str]:
+    if not isinstance(item, (list, tuple)) or len(item) != 2 or not all(isinstance(x, str) for x in item):
+        raise ValueError(f"{where}: expected [name, value]")
+    if not _HEADER_VALUE.fullmatch(item[1]):
+        raise ValueError(f"{where}: the value of {item[0]!r} holds a character that no header may hold")
+    return _header_name(item[0], where), item[1]
+
+
+def _header_name(name: str, where: str) -> str:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"{where}: {name!r} is not a header name")
+    if name.lower() in _OURS:
+        raise ValueError(f"{where}: {name!r} is set by the router alone")
+    return name
+
+
+def _no_twins(where: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{where}: the name {name!r} is used twice")
+        seen.add(name)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "text", type(None): "null"}.get(
+        type(value), f"{value!r}"[:40]
+    )

@@ -1,0 +1,162 @@
+"""Request bodies: what kind they are, what they name, and the few bytes of them that change.
+
+A body is parsed once, to be judged; what goes out is the caller's own bytes with the model's name spliced
+in, and without the two members that belong to the router. Nothing is ever written anew from the parsed form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from servestate.runtime.router.errors import refused
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of body: the engine's path for it, the task that it belongs to ("" = a custom model's)."""
+
+    name: str
+    path: str
+    task: str = ""
+
+
+CHAT = Kind("messages", "/v1/chat/completions", "llm/v1/chat")
+COMPLETION = Kind("prompt", "/v1/completions", "llm/v1/completions")
+EMBEDDING = Kind("input", "/v1/embeddings", "llm/v1/embeddings")
+CUSTOM = Kind("dataframe_split, dataframe_records, instances or inputs", "/invocations")
+
+KINDS = (CHAT, COMPLETION, EMBEDDING, CUSTOM)
+
+_BY_KEY: dict[str, Kind] = {
+    "messages": CHAT,
+    "prompt": COMPLETION,
+    "input": EMBEDDING,
+    "dataframe_split": CUSTOM,
+    "dataframe_records": CUSTOM,
+    "instances": CUSTOM,
+    "inputs": CUSTOM,
+}
+_OURS = frozenset({"client_request_id", "usage_context"})
+_LLM_TASKS = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
+
+_MODEL_KEY = b'"model"'
+_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
+
+Document = dict[str, Any]
+
+
+def parse(raw: bytes) -> Document:
+    """The body's JSON object. Raises Refused (400)."""
+    try:
+        document = orjson.loads(raw)
+    except ValueError as error:
+        raise refused(f"the request's body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise refused("the request's body is not a JSON object")
+    return document
+
+
+def kind_of(document: Document) -> Kind:
+    """The kind that the one deciding key names. Raises Refused (400) for none or several."""
+    keys = document.keys() & _BY_KEY.keys()
+    if len(keys) == 1:
+        return _BY_KEY[keys.pop()]
+    found = f"found {', '.join(sorted(keys))}" if keys else "found none of them"
+    raise refused(f"the body needs exactly one of the keys {', '.join(_BY_KEY)}; {found}")
+
+
+def check_task(kind: Kind, task: str, entity: str) -> None:
+    """Raises Refused (400) if a body of `kind` contradicts the entity's task; "" takes any."""
+    if task in _LLM_TASKS and kind.task != task:
+        raise refused(f"the served entity {entity!r} has the task {task}, the body has {kind.name!r}")
+
+
+def model_of(document: Document) -> tuple[str, str]:
+    """The endpoint and entity ("" = by the split) that `model` names. Raises Refused (400)."""
+    model = document.get("model")
+    if not isinstance(model, str) or not model:
+        raise refused('the body needs "model": the name of an endpoint, or ENDPOINT/ENTITY')
+    endpoint, _, entity = model.partition("/")
+    return endpoint, entity
+
+
+def rewrite(raw: bytes, document: Document, model: bytes) -> bytes:
+    """`raw` as it goes upstream: `model` (its JSON text; b"" = leave alone) in its place or put first, the
+    members of the router taken out, every other byte untouched. Raises Refused if `model` stands twice."""
+    if not _OURS.isdisjoint(document):
+        raw = _without_ours(raw)
+    if not model:
+        return raw
+    if "model" not in document:
+        start = raw.index(b"{") + 1
+        # An object that lost its only members to _without_ours is empty and takes no comma.
+        comma = b"" if document.keys() <= _OURS else b","
+        return b"%b%b:%b%b%b" % (raw[:start], _MODEL_KEY, model, comma, raw[start:])
+    start, end = _model_span(raw)
+    return b"%b%b%b" % (raw[:start], model, raw[end:])
+
+
+def _model_span(raw: bytes) -> tuple[int, int]:
+    """Where the value of the top-level key `model` stands; it is known to be there.
+
+    Written without escapes the key is the bytes `"model"`. Every letter of it lies in \\u0060..\\u006f, so if
+    no such escape is in the body, and those bytes occur once, they are that key.
+    """
+    match = _MODEL.search(raw)
+    if match and raw.find(_MODEL_KEY, match.end()) < 0 and raw.find(_MODEL_KEY, 0, match.start()) < 0:
+        escaped = b"\\" in raw and b"\\u006" in raw
+        if not escaped:
+            return match.span(1)
+    spans = [(start, end) for key, _, start, end in _members(raw) if key == "model"]
+    if len(spans) != 1:
+        raise refused('the key "model" stands in the body more than once')
+    return spans[0]
+
+
+def _without_ours(raw: bytes) -> bytes:
+    """`raw` less the members that are the router's, each with the one comma that parted it."""
+    members = list(_members(raw))
+    for i, (key, start, _, end) in enumerate(members):
+        if key not in _OURS:
+            continue
+        if i > 0:
+            start = members[i - 1][3]
+        elif len(members) > 1:
+            end = members[1][1]
+        return _without_ours(raw[:start] + raw[end:])
+    return raw
+
+
+def _members(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """(key, start of the key, start and end of the value) of the top-level members of a valid object."""
+    depth = 0
+    key: str | None = None
+    key_at = colon = last = 0
+    for token in _TOKEN.finditer(raw):
+        byte = raw[token.start()]
+        if byte in b"}]":
+            depth -= 1
+        if (depth == 1 and byte == 0x2C) or depth == 0:
+            if key is not None:
+                start, end = _trimmed(raw, colon, token.start())
+                yield key, key_at, start, end
+            key = None
+        elif depth == 1 and byte == 0x3A and key is not None and colon <= key_at:
+            colon = token.end()
+        elif depth == 1 and byte == 0x22 and key is None:
+            key, key_at = orjson.loads(token[0]), token.start()
+        if byte in b"{[":
+            depth += 1
+        last = token.end()
+    assert depth == 0, last
+
+
+def _trimmed(raw: bytes, start: int, end: int) -> tuple[int, int]:
+    text = raw[start:end]
+    return end - len(text.lstrip(b" \t\r\n")), start + len(text.rstrip(b" \t\r\n"))

@@ -1,0 +1,106 @@
+"""Chunked bodies (RFC 9112 section 7.1), read strictly and to the byte: where the message ends is what
+request smuggling plays with, so the decoder says exactly which bytes are surplus."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")
+_SIZE_SO_FAR = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?")
+_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t -~\x80-\xff]*")
+_LINE_BYTES = 1024
+_TRAILERS_BYTES = 8192
+_FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection"})
+
+LAST = b"0\r\n\r\n"
+"""The last chunk and an empty trailer section."""
+
+
+class BadChunk(Exception):
+    """The bytes are no chunked body."""
+
+
+class Decoder:
+    """One body. `done` once its last byte was seen; `surplus` then holds what came after it."""
+
+    __slots__ = ("_ending", "_held", "_left", "_trailers", "done", "surplus")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._left = 0
+        self._ending = False  # chunk data was read, its CRLF not yet
+        self._trailers = -1  # bytes of trailers seen; -1 = not there yet
+        self.done = False
+        self.surplus = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload in `data`. Raises BadChunk; trailers are checked and dropped."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        at = 0
+        parts: list[bytes] = []
+        while not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                if not piece:
+                    break
+                parts.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._ending = self._left == 0
+                continue
+            after = self._framing(data, at)
+            if after == at:
+                self._held = data[at:]
+                break
+            at = after
+        if self.done:
+            self.surplus = data[at:]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _framing(self, data: bytes, at: int) -> int:
+        """Read one piece of framing at `at`; the offset after it, or `at` when it is not all there."""
+        if self._ending:
+            end = data[at : at + 2]
+            if end != b"\r\n":
+                return _partial(b"\r\n".startswith(end), at)
+            self._ending = False
+            at += 2
+            if at == len(data):
+                return at
+        if self._trailers >= 0:
+            return self._trailer(data, at)
+        match = _SIZE.match(data, at)
+        if match is None:
+            rest = data[at : at + _LINE_BYTES + 1]
+            ok = len(rest) <= _LINE_BYTES and _SIZE_SO_FAR.fullmatch(rest) is not None
+            return _partial(ok, at)
+        if match.end() - at > _LINE_BYTES:
+            raise BadChunk("a chunk's extensions are too long")
+        self._left = int(match[1], 16)
+        if self._left == 0:
+            self._trailers = 0
+        return match.end()
+
+    def _trailer(self, data: bytes, at: int) -> int:
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            line = data[at:]
+            ok = len(line) <= _LINE_BYTES and b"\n" not in line and b"\r" not in line[:-1]
+            return _partial(ok, at)
+        line = data[at:end]
+        if not line:
+            self.done = True
+            return end + 2
+        match = _TRAILER.fullmatch(line)
+        self._trailers += len(line)
+        if match is None or match[1].lower() in _FORBIDDEN_TRAILERS or self._trailers > _TRAILERS_BYTES:
+            raise BadChunk("a trailer is not allowed")
+        return end + 2
+
+
+def _partial(so_far_good: bool, at: int) -> int:
+    if not so_far_good:
+        raise BadChunk("the framing of a chunk is wrong")
+    return at

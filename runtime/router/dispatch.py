@@ -1,0 +1,53 @@
+"""Which entity serves a request, and with which bytes: every decision before the first byte goes out."""
+
+from __future__ import annotations
+
+from servestate.runtime.router import body
+from servestate.runtime.router.body import CUSTOM, Kind
+from servestate.runtime.router.errors import NO_SUCH_RESOURCE, Refused, refused
+from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.routes import Invocation, OpenAICall
+from servestate.runtime.router.routing import LiveEntity, LiveTable
+
+
+def choose(
+    table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits: Limits
+) -> tuple[LiveEntity, Kind, bytes]:
+    """The entity, the kind of body and the body to send. Raises Refused.
+
+    A body that names no endpoint takes no turn of a split. One that its entity refuses does: entities of one
+    endpoint may differ, and a turn that waited for a body to its liking would stop all the others.
+    """
+    document = body.parse(raw)
+    if isinstance(route, Invocation):
+        name, served = route.endpoint, route.entity
+        kind = body.kind_of(document)
+    else:
+        name, served = body.model_of(document)
+        kind = route.kind
+        if kind.name not in document:
+            raise refused(f"the body needs {kind.name!r}")
+    endpoint = table.endpoints.get(name)
+    if endpoint is None:
+        raise _unknown(f"there is no endpoint {name!r}")
+    if served:
+        entity = endpoint.by_name.get(served)
+        if entity is None:
+            raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
+        sent = _for_entity(entity, kind, raw, document, limits)
+        entity.counters.direct += 1
+        return entity, kind, sent
+    entity = endpoint.entities[endpoint.split.pick()]
+    return entity, kind, _for_entity(entity, kind, raw, document, limits)
+
+
+def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Document, limits: Limits) -> bytes:
+    route = entity.route
+    if route.fixed_path and len(raw) > limits.external_body_bytes:
+        raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
+    body.check_task(kind, route.task, route.name)
+    return body.rewrite(raw, document, b"" if kind is CUSTOM else entity.model)
+
+
+def _unknown(message: str) -> Refused:
+    return refused(message, NO_SUCH_RESOURCE, 404)

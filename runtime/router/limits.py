@@ -1,0 +1,60 @@
+"""Every budget of the data path in one value, so that a test can shrink any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds. What goes over a budget ends in an explicit answer or a close,
+    never in waiting without end or in memory that grows."""
+
+    head_bytes: int = 32 * KIB
+    head_fields: int = 100
+    target_bytes: int = 8 * KIB
+    body_bytes: int = 16 * MIB
+    external_body_bytes: int = 4 * MIB
+    """The serving API's bound for bodies to an external model."""
+    error_body_bytes: int = 64 * KIB
+    """How much of an upstream's error answer is read for its message."""
+    drain_bytes: int = 64 * KIB
+    """How much is read and thrown away after an early answer before the socket is closed."""
+    ahead_bytes: int = 64 * KIB
+    """Read ahead of the request in flight; beyond it the client is not read."""
+    write_buffer_bytes: int = 64 * KIB
+    sse_line_bytes: int = MIB
+    """A longer line of an event stream is passed on in pieces."""
+    informational: int = 16
+    """1xx answers before the final one."""
+
+    header_s: float = 10.0
+    """From a request's first byte to the end of its head, in total."""
+    body_grace_s: float = 10.0
+    body_bytes_per_s: int = 16 * KIB
+    """A body has `body_grace_s` plus the time that this rate needs for what has arrived."""
+    idle_s: float = 60.0
+    upstream_idle_s: float = 4.0
+    """Below the 5 s after which common engine servers close idle sockets, so reuse rarely races a close."""
+    upstream_trust_s: float = 0.5
+    """A socket idle for longer is looked at for an unseen close before it is used again."""
+    connect_s: float = 5.0
+    avoid_s: float = 1.0
+    """A replica that refused a connection is picked last for this long."""
+    request_s: float = 120.0
+    """To the first byte of the answer, all attempts together."""
+    peek_s: float = 15.0
+    """How long a good status without content is held back, so that a dead stream is still a clean error."""
+    stall_s: float = 60.0
+    """Without progress of an answer that has begun, in either direction."""
+    linger_s: float = 2.0
+    drain_s: float = 30.0
+    """How long requests in flight may take to end once the router was asked to stop."""
+    tick_s: float = 0.25
+    """How often deadlines are looked at; one sweep for all sockets instead of a timer per request."""
+    table_poll_s: float = 0.05
+
+    client_sockets: int = 4096

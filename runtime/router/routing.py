@@ -1,0 +1,226 @@
+"""The routing table made ready to serve: names resolved to pools, secrets to values, texts to bytes.
+
+A `LiveTable` is built beside the one in use and replaces it by one reference. What outlives a table (pools
+of sockets, gauges, counters, the splits of endpoints whose weights did not change) is kept in a `Registry`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+import orjson
+
+from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable
+from servestate.providers.protocol import PermanentError
+from servestate.providers.secrets import Secrets, fill
+from servestate.runtime.router.body import KINDS, Kind
+from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.pick import Split
+from servestate.runtime.router.upstream import Origin
+
+_SENDABLE = re.compile(r"[\t -~]*")
+
+
+class Gauge:
+    """Requests running on one replica, whichever table they came by."""
+
+    __slots__ = ("avoid_until", "inflight")
+
+    def __init__(self) -> None:
+        self.inflight = 0
+        self.avoid_until = 0.0
+
+
+class Counters:
+    """What happened to one entity since the router started."""
+
+    __slots__ = ("direct", "errors", "inflight", "requests")
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.direct = self.inflight = 0
+
+
+class LiveBackend:
+    """A replica: its pool, its gauge and the bytes that every request to it and answer from it begins with.
+
+    `heads[kind]` is the request's head up to the fields that differ by request, `answer_fields` the header
+    lines that say where an answer came from.
+    """
+
+    __slots__ = ("answer_fields", "gauge", "heads", "origin", "replica")
+
+    def __init__(
+        self, replica: str, origin: Origin, gauge: Gauge, heads: dict[Kind, bytes], answer_fields: bytes
+    ) -> None:
+        self.replica = replica
+        self.origin = origin
+        self.gauge = gauge
+        self.heads = heads
+        self.answer_fields = answer_fields
+
+
+class LiveEntity:
+    """A served entity. `model` is the JSON text written into bodies, b"" = leave them alone."""
+
+    __slots__ = ("_turn", "answer_fields", "backends", "counters", "model", "route")
+
+    def __init__(
+        self, route: EntityRoute, backends: tuple[LiveBackend, ...], answer_fields: bytes, counters: Counters
+    ) -> None:
+        self.route = route
+        self.backends = backends
+        self.answer_fields = answer_fields
+        self.counters = counters
+        self.model = orjson.dumps(route.model) if route.model else b""
+        self._turn = 0
+
+    def choose(self, tried: Iterable[LiveBackend], now: float) -> LiveBackend | None:
+        """The least busy replica that was not tried yet, those that lately refused a connection last."""
+        if len(self.backends) == 1 and not tried:
+            return self.backends[0]
+        self._turn += 1
+        count = len(self.backends)
+        in_turn = (self.backends[(self._turn + i) % count] for i in range(count))
+        left = [backend for backend in in_turn if backend not in tried]
+        if not left:
+            return None
+        return min(left, key=lambda b: (b.gauge.avoid_until > now, b.gauge.inflight))
+
+
+class LiveEndpoint:
+    """An endpoint with its running split."""
+
+    __slots__ = ("by_name", "config_version", "entities", "name", "split")
+
+    def __init__(self, routes: EndpointRoutes, entities: tuple[LiveEntity, ...], split: Split) -> None:
+        self.name = routes.name
+        self.config_version = routes.config_version
+        self.entities = entities
+        self.by_name = {entity.route.name: entity for entity in entities}
+        self.split = split
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """One version of the table, ready. `models` is the body of the list of models."""
+
+    source: RoutingTable
+    endpoints: dict[str, LiveEndpoint]
+    models: bytes
+
+
+Weights = tuple[tuple[str, int], ...]
+
+
+class Registry:
+    """What outlives a table. `admit` builds the next one; it changes nothing unless it succeeds."""
+
+    def __init__(self, limits: Limits, secrets: Secrets, created: int) -> None:
+        self._limits = limits
+        self._secrets = secrets
+        self._created = created
+        self._splits: dict[str, tuple[Weights, Split]] = {}
+        self._counters: dict[tuple[str, str], Counters] = {}
+        self.origins: dict[str, Origin] = {}
+        self.gauges: dict[str, Gauge] = {}
+
+    def admit(self, table: RoutingTable) -> LiveTable:
+        """`table` made ready. Raises ValueError naming what cannot be served: a missing secret, a bad URL."""
+        before = self._splits, self._counters, self.origins, self.gauges
+        self._splits, self._counters = dict(self._splits), dict(self._counters)
+        self.origins, self.gauges = dict(self.origins), dict(self.gauges)
+        try:
+            endpoints = {routes.name: self._endpoint(routes) for routes in table.endpoints}
+        except PermanentError as error:
+            self._splits, self._counters, self.origins, self.gauges = before
+            raise ValueError(f"{error}\n  fix: {error.fix}") from None
+        except ValueError:
+            self._splits, self._counters, self.origins, self.gauges = before
+            raise
+        self._forget_absent(endpoints)
+        return LiveTable(table, endpoints, self._models(table))
+
+    def _forget_absent(self, endpoints: dict[str, LiveEndpoint]) -> None:
+        """Drop what no table uses any more, except gauges of requests that still run."""
+        entities = [entity for endpoint in endpoints.values() for entity in endpoint.entities]
+        replicas = {backend.replica for entity in entities for backend in entity.backends}
+        used = {id(backend.origin) for entity in entities for backend in entity.backends}
+        self.gauges = {k: g for k, g in self.gauges.items() if k in replicas or g.inflight}
+        for key in [key for key, origin in self.origins.items() if id(origin) not in used]:
+            self.origins.pop(key).retire()
+        self._splits = {name: split for name, split in self._splits.items() if name in endpoints}
+        names = {(e.name, entity.route.name) for e in endpoints.values() for entity in e.entities}
+        self._counters = {key: counters for key, counters in self._counters.items() if key in names}
+
+    def _endpoint(self, routes: EndpointRoutes) -> LiveEndpoint:
+        weights = tuple((entity.name, entity.weight) for entity in routes.entities)
+        known, split = self._splits.get(routes.name, ((), None))
+        if split is None or known != weights:
+            split = Split([weight for _, weight in weights])
+        self._splits[routes.name] = weights, split
+        return LiveEndpoint(routes, tuple(self._entity(routes, entity) for entity in routes.entities), split)
+
+    def _entity(self, routes: EndpointRoutes, entity: EntityRoute) -> LiveEntity:
+        answer_fields = (
+            f"served-model-name: {entity.name}\r\nx-servestate-endpoint: {routes.name}\r\n"
+            f"x-servestate-entity: {entity.name}\r\nx-servestate-config-version: {routes.config_version}\r\n"
+        ).encode("ascii")
+        fields = self._request_fields(routes.name, entity)
+        backends = tuple(self._backend(entity, b, fields, answer_fields) for b in entity.backends)
+        counters = self._counters.setdefault((routes.name, entity.name), Counters())
+        return LiveEntity(entity, backends, answer_fields, counters)
+
+    def _request_fields(self, endpoint: str, entity: EntityRoute) -> bytes:
+        """The header lines that the operator configured, the credential among them."""
+        fields = list(entity.headers)
+        if entity.credential is not None:
+            value = entity.credential.prefix + fill(entity.credential.secret, self._secrets).reveal()
+            if not _SENDABLE.fullmatch(value):
+                # The value itself must not be shown.
+                raise ValueError(
+                    f"endpoint {endpoint!r}, entity {entity.name!r}: the secret {entity.credential.secret} "
+                    "holds a character that no header may hold"
+                )
+            fields.append((entity.credential.header, value))
+        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
+
+    def _backend(
+        self, entity: EntityRoute, backend: Backend, fields: bytes, answer_fields: bytes
+    ) -> LiveBackend:
+        url = urlsplit(backend.url)
+        origin = self._origin(url)
+        gauge = self.gauges.setdefault(backend.replica, Gauge())
+        heads = {kind: _head(entity, url, kind, fields) for kind in KINDS}
+        where = f"x-servestate-replica: {backend.replica}\r\n".encode("ascii")
+        return LiveBackend(backend.replica, origin, gauge, heads, answer_fields + where)
+
+    def _origin(self, url: SplitResult) -> Origin:
+        tls = url.scheme == "https"
+        port = url.port or (443 if tls else 80)
+        if not url.hostname:
+            raise ValueError(f"the URL {url.geturl()!r} has no host")
+        key = f"{url.scheme}://{url.hostname}:{port}"
+        if key not in self.origins:
+            self.origins[key] = Origin(url.hostname, port, tls, self._limits)
+        return self.origins[key]
+
+    def _models(self, table: RoutingTable) -> bytes:
+        names = [
+            name
+            for endpoint in table.endpoints
+            for name in (endpoint.name, *(f"{endpoint.name}/{entity.name}" for entity in endpoint.entities))
+        ]
+        entries = [
+            {"id": name, "object": "model", "created": self._created, "owned_by": "servestate"}
+            for name in names
+        ]
+        return orjson.dumps({"object": "list", "data": entries})
+
+
+def _head(entity: EntityRoute, url: SplitResult, kind: Kind, fields: bytes) -> bytes:
+    target = (url.path or "/") + (f"?{url.query}" if url.query else "") if entity.fixed_path else kind.path
+    line = f"POST {target} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
+    return line.encode("ascii") + fields

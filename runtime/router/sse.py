@@ -1,0 +1,74 @@
+"""Server-sent events as they pass by: whole lines only, and nothing that breaks a client's line reader.
+
+An unfinished line is of no use to a client, so holding it back costs no time; in return a broken stream
+always stops at a line's end, where an error event can follow, and no character is ever cut in two.
+"""
+
+from __future__ import annotations
+
+# Line ends to `str.splitlines`, which MLflow's client uses: inside JSON text they become escapes.
+_LINE_ENDS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+_TAIL = 32  # bytes: enough for the end of the last event
+
+
+class EventStream:
+    """One stream, from its first byte to its last."""
+
+    __slots__ = ("_held", "_inside_line", "_last", "_line_bytes")
+
+    def __init__(self, line_bytes: int) -> None:
+        self._line_bytes = line_bytes
+        self._held = b""
+        self._last = b"\n\n"
+        self._inside_line = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the stream can be passed on now."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if not data.endswith(b"\n"):
+            data = self._hold(data)
+            if not data:
+                return b""
+        if b"\xc2\x85" in data or b"\xe2\x80" in data:
+            for raw, escaped in _LINE_ENDS:
+                data = data.replace(raw, escaped)
+        if data[:1] == b":" or b"\n:" in data:
+            data = self._without_comments(data)
+        if data:
+            self._last = data if len(data) > _TAIL else self._last[-_TAIL:] + data
+        self._inside_line = not data.endswith(b"\n") if data else self._inside_line
+        return data
+
+    def finish(self) -> bytes:
+        """What was held back when the upstream ended its stream properly."""
+        data, self._held = self._held, b""
+        return data
+
+    def said_done(self) -> bool:
+        """Whether the last event passed on is the `[DONE]` of the OpenAI surface."""
+        return self._last.rstrip().endswith(b"data: [DONE]")
+
+    def before_error(self) -> bytes:
+        """What must precede one more event so that it stands alone."""
+        if self._last.endswith((b"\n\n", b"\n\r\n", b"\r\n\r\n")):
+            return b""
+        return b"\n" if self._last.endswith(b"\n") else b"\n\n"
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keep the unfinished line of `data` back, unless it is longer than a line may be."""
+        cut = data.rfind(b"\n") + 1
+        if len(data) - cut > self._line_bytes:
+            cut = len(data) - 2  # the longest beginning of a character to escape has two bytes
+        self._held = data[cut:]
+        return data[:cut]
+
+    def _without_comments(self, data: bytes) -> bytes:
+        """Comments (`: ping`) break MLflow's reader; the empty line after one keeps the connection alive."""
+        first_is_new = not self._inside_line
+        lines = data.split(b"\n")
+        kept = [
+            line for i, line in enumerate(lines) if not line.startswith(b":") or (i == 0 and not first_is_new)
+        ]
+        return b"\n".join(kept)

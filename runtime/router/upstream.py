@@ -1,0 +1,221 @@
+"""Connections to upstreams: one pool of idle sockets per origin, and the rules by which one is used again.
+
+A socket goes back to its pool only if the request was sent in full, the answer is complete, not a byte came
+behind it and both sides keep the connection. Everything else is closed: a doubtful socket would hand one
+caller's answer to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import ssl
+from functools import cache
+from typing import Protocol, cast
+
+from servestate.runtime.router.http1 import AnswerReader, BadAnswer
+from servestate.runtime.router.limits import Limits
+
+
+class Exchange(Protocol):
+    """Whoever waits for an answer. Exactly one of `failed_to_connect`, `lost`, or an `answered` whose reader
+    is complete ends it, unless the exchange cancels first; after a cancel nothing is called any more."""
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """A fresh connection stands and nothing was written to it."""
+
+    def failed_to_connect(self, why: str) -> None:
+        """No byte was written."""
+
+    def answered(self, reader: AnswerReader, payload: bytes) -> None:
+        """The head stands; `payload` is the next piece of the body. If the reader is complete, the
+        connection has already been given back."""
+
+    def lost(self, why: str, *, bad: bool) -> None:
+        """The connection ended before the answer did; `bad`: the upstream broke the protocol."""
+
+
+class Origin:
+    """One scheme, host and port, with its idle connections, the most recently used last."""
+
+    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self.limits = limits
+        self.idle: list[UpstreamConnection] = []
+        self._retired = False
+
+    def take(self, now: float) -> UpstreamConnection | None:
+        """An idle connection that may be used, or None."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.usable(now):
+                return connection
+            connection.close()
+        return None
+
+    def dial(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Open a connection for `exchange`; cancelling the task closes whatever there is of it."""
+        return loop.create_task(self._dial(exchange, loop))
+
+    async def _dial(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        connection = UpstreamConnection(self, loop)
+        try:
+            async with asyncio.timeout(self.limits.connect_s):
+                await loop.create_connection(
+                    lambda: connection,
+                    self._host,
+                    self._port,
+                    ssl=_tls_context() if self._tls else None,
+                )
+        except TimeoutError:
+            connection.discard()
+            exchange.failed_to_connect(f"no connection within {self.limits.connect_s:g} s")
+        except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded
+            exchange.failed_to_connect(str(error) or type(error).__name__)
+        except asyncio.CancelledError:
+            connection.discard()  # it may have been made in the very moment of the cancel
+            raise
+        else:
+            exchange.connected(connection)
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keep a connection for the next request."""
+        if self._retired:
+            connection.close()
+        else:
+            self.idle.append(connection)
+
+    def retire(self) -> None:
+        """Keep no connection any more: no table names this origin."""
+        self._retired = True
+        self.close_idle(before=float("inf"))
+
+    def close_idle(self, before: float) -> None:
+        """Close what has been idle since before that time of the loop's clock."""
+        stale = [connection for connection in self.idle if connection.idle_since < before]
+        if stale:
+            self.idle = [connection for connection in self.idle if connection.idle_since >= before]
+            for connection in stale:
+                connection.close()
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """One context for all origins: certificates and host names are verified, loading the roots is slow."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One socket to an origin: idle, or busy with one exchange."""
+
+    __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since")
+
+    def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
+        self._origin = origin
+        self._loop = loop
+        self._exchange: Exchange | None = None
+        self._reader: AnswerReader
+        self._transport: asyncio.Transport
+        self._made = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        self._made = True
+
+    def usable(self, now: float) -> bool:
+        """Whether a request may be written: after a longer idle time the socket itself is asked."""
+        if self._transport.is_closing():
+            return False
+        if now - self.idle_since < self._origin.limits.upstream_trust_s:
+            return True
+        return not _readable(self._transport)
+
+    def send(self, exchange: Exchange, request: bytes) -> None:
+        """Write a whole request; the exchange hears of the answer."""
+        self._exchange = exchange
+        self._reader = AnswerReader(self._origin.limits)
+        self._transport.write(request)
+
+    def cancel(self) -> None:
+        """The exchange wants no answer any more: the upstream sees its connection go, at once."""
+        self._exchange = None
+        self._transport.abort()
+
+    def discard(self) -> None:
+        """Drop a connection that nobody will use, made or not."""
+        if self._made:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close an idle connection."""
+        self._transport.close()
+
+    def pause(self) -> None:
+        """Stop reading: the client is slower than the upstream."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:  # nobody asked: what comes now could only poison the next answer
+            self._transport.abort()
+            return
+        reader = self._reader
+        try:
+            payload = reader.receive(data)
+        except BadAnswer as error:
+            self.cancel()
+            exchange.lost(f"the upstream's answer cannot be used: {error}", bad=True)
+            return
+        if reader.complete:
+            self._settle(reader)
+        if reader.head_done:
+            exchange.answered(reader, payload)
+
+    def _settle(self, reader: AnswerReader) -> None:
+        """The answer is complete: back to the pool, or closed."""
+        self._exchange = None
+        if reader.keep_alive and self._transport.get_write_buffer_size() == 0:
+            self.idle_since = self._loop.time()
+            self._origin.give_back(self)
+        else:
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._reader.end_of_input()
+        if self._reader.complete:
+            self._exchange = None
+            exchange.answered(self._reader, b"")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            if self in self._origin.idle:
+                self._origin.idle.remove(self)
+            return
+        begun = "in the middle of its answer" if self._reader.begun else "before it answered"
+        exchange.lost(f"the upstream closed the connection {begun}", bad=False)
+
+
+def _readable(transport: asyncio.Transport) -> bool:
+    """Whether an idle socket has news, which can only be its end or bytes that nobody asked for."""
+    sock: socket.socket = transport.get_extra_info("socket")
+    if sock is None:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(0))

@@ -1,0 +1,152 @@
+"""Upstreams for the router's tests: one that records, and whose answers a test scripts to the byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable
+
+
+@dataclass
+class Received:
+    """One request as it arrived."""
+
+    head: bytes
+    body: bytes
+    connection: int
+
+    @property
+    def target(self) -> str:
+        return self.head.split(b" ", 2)[1].decode()
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        lines = self.head.decode("latin-1").split("\r\n")[1:-2]
+        return [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+
+
+Script = Callable[["Received", asyncio.StreamWriter], Awaitable[None]]
+
+
+def answer(body: bytes = b'{"ok":true}', status: str = "200 OK", fields: str = "") -> bytes:
+    """A whole answer with a length."""
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def sse_head() -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def says(data: bytes) -> Script:
+    """A script that always answers `data`."""
+
+    async def script(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+
+    return script
+
+
+@dataclass
+class Upstream:
+    """A server on loopback. `received` are the requests, `garbage` bytes that were none; `gone` counts
+    connections that the router ended, `open` those that stand."""
+
+    script: Script = field(default_factory=lambda: says(answer()))
+    received: list[Received] = field(default_factory=list)
+    garbage: list[bytes] = field(default_factory=list)
+    open: int = 0
+    gone: int = 0
+    connections: int = 0
+    port: int = 0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Upstream:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 25)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in list(self.writers):
+            writer.transport.abort()
+        while self.writers:
+            await asyncio.sleep(0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        self.writers.add(writer)
+        number = self.connections
+        try:
+            while True:
+                await self._one(reader, writer, number)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.gone += 1
+        finally:
+            self.open -= 1
+            self.writers.discard(writer)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lengths = [f for f in head.lower().split(b"\r\n") if f.startswith(b"content-length:")]
+        if not head.startswith(b"POST /") or len(lengths) != 1 or b"transfer-encoding" in head.lower():
+            self.garbage.append(head)
+        body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
+        request = Received(head, body, number)
+        self.received.append(request)
+        self.changed.set()
+        # Watch for the router's leaving while the script runs: that is what a cancel looks like.
+        script = asyncio.ensure_future(self.script(request, writer))
+        watch = asyncio.ensure_future(_until_gone(reader))
+        try:
+            done, _ = await asyncio.wait({script, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if script in done:
+                script.result()
+                with suppress(ConnectionError):
+                    await writer.drain()
+                if writer.is_closing():
+                    raise ConnectionResetError
+                return
+            raise ConnectionResetError
+        finally:
+            script.cancel()
+            watch.cancel()
+            await asyncio.gather(script, watch, return_exceptions=True)
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    while not reader.at_eof() and reader.exception() is None:
+        if reader._buffer:  # the next request: not for us
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0.001)
+
+
+def entity(
+    name: str, weight: int, *urls: str, model: str = "engine-model", task: str = "", **more: object
+) -> EntityRoute:
+    """A served entity with one replica per URL."""
+    backends = tuple(Backend(f"{name}#{i}", url) for i, url in enumerate(urls))
+    return EntityRoute(name, weight, model, task, bool(more.pop("fixed_path", False)), backends, **more)  # type: ignore[arg-type]
+
+
+def table(*entities: EntityRoute, version: int = 1, name: str = "chat-ep", config: int = 1) -> RoutingTable:
+    """A table of one endpoint."""
+    return RoutingTable(version, "lineage-1", (EndpointRoutes(name, config, entities),))
