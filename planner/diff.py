@@ -39,17 +39,19 @@ def diff_endpoint(
         if change is not None:
             yield change
     for instances in removed:
-        yield _entity_removed(instances, before)
+        yield _entity_removed(instances, before, Reason.NOT_CONFIGURED)
 
 
-def delete_endpoint(record: EndpointRecord, groups: Sequence[list[Instance]]) -> Iterator[Change]:
+def delete_endpoint(
+    record: EndpointRecord, groups: Sequence[list[Instance]], reason: Reason
+) -> Iterator[Change]:
     """The changes that take an endpoint away with all its entities. A protected one is blocked."""
     block = json.loads(record.block)
     blocked = _PROTECTED if record.protected else ""
     yield Change(
         EndpointAddress(record.name),
         Action.DELETE,
-        Reason.NOT_CONFIGURED,
+        reason,
         Category.ROUTE_ONLY,
         _endpoint_attributes(block),
         None,
@@ -57,7 +59,7 @@ def delete_endpoint(record: EndpointRecord, groups: Sequence[list[Instance]]) ->
     )
     entities = _entities(block)
     for instances in groups:
-        yield _entity_removed(instances, entities, blocked)
+        yield _entity_removed(instances, entities, reason, blocked)
 
 
 def _endpoint_change(
@@ -174,13 +176,13 @@ def _previous(match: Match, record: EndpointRecord | None) -> Instance | None:
 
 
 def _entity_removed(
-    instances: list[Instance], before: dict[str, dict[str, Any]], blocked: str = ""
+    instances: list[Instance], before: dict[str, dict[str, Any]], reason: Reason, blocked: str = ""
 ) -> Change:
     address = instances[0].address.of
     attributes = _entity_attributes(before.get(address.entity, {}), instances[0].spec)
     external = not isinstance(instances[0].spec, LaunchSpec)
     category = Category.ROUTE_ONLY if external else Category.ROLLING
-    return Change(address, Action.DELETE, Reason.NOT_CONFIGURED, category, attributes, None, blocked=blocked)
+    return Change(address, Action.DELETE, reason, category, attributes, None, blocked=blocked)
 
 
 # The fields of a launch spec, as they stand among the attributes of an entity.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from servestate.planner import diff, graph, rollout
 from servestate.planner.address import EntityAddress, InstanceAddress
-from servestate.planner.change import Change
+from servestate.planner.change import Change, Reason
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.drift import Drift, find_drift
 from servestate.planner.live import Live, Observation
@@ -80,7 +80,8 @@ def make_plan(desired: Resolved, state: State, live: Live, *, destroy: bool = Fa
         _plan_endpoint(
             endpoint, desired.bundle, record, per_endpoint.get(endpoint.name, {}), unknown, live, drafts
         )
-    _plan_deletions(desired, settled, per_endpoint, drafts)
+    reason = Reason.NONE if destroy else Reason.NOT_CONFIGURED
+    _plan_deletions(desired, settled, per_endpoint, reason, drafts)
     _plan_leftovers(unknown, live, drafts)
     _plan_table(settled, live, drafts)
     return Plan(
@@ -152,7 +153,7 @@ def _matches(
 
 
 def _plan_deletions(
-    desired: Resolved, state: State, per_endpoint: dict[str, _Groups], drafts: _Drafts
+    desired: Resolved, state: State, per_endpoint: dict[str, _Groups], reason: Reason, drafts: _Drafts
 ) -> None:
     wanted = {endpoint.name for endpoint in desired.endpoints}
     for name in sorted(state.endpoints.keys() - wanted):
@@ -160,7 +161,7 @@ def _plan_deletions(
         if record.owner != desired.bundle:
             continue
         groups = [instances for _, instances in sorted(per_endpoint.get(name, {}).items())]
-        drafts.changes += diff.delete_endpoint(record, groups)
+        drafts.changes += diff.delete_endpoint(record, groups, reason)
         instances = [i for group in groups for i in group]
         drafts.touched |= {i.address for i in instances}
         if not record.protected:

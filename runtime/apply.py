@@ -15,10 +15,10 @@ from servestate.planner.live import Live
 from servestate.planner.plan import Plan
 from servestate.planner.stale import moved
 from servestate.planner.state import State
-from servestate.runtime.drain import RouterDrainer
 from servestate.runtime.executor import Executor, Outcome, World
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
+from servestate.runtime.router_link import ControlSocket
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, Owner, StateStore, StoreError
 from servestate.runtime.table_file import read_version
 from servestate.runtime.workspace import Workspace
@@ -111,7 +111,7 @@ async def _apply(
         store=workspace.store,
         providers=providers,
         table_path=workspace.table_path,
-        drainer=RouterDrainer(workspace.control_path),
+        router=ControlSocket(workspace.control_path),
         new_id=lambda: uuid.uuid4().hex[:16],
     )
     executor = Executor(world, state, lock, reporter)

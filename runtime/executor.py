@@ -68,14 +68,17 @@ LAUNCH_ATTEMPTS = 3
 """How often a launch is tried while the provider says that the error may go away."""
 
 
-class Drainer(Protocol):
-    """Knows from the router when an instance has no request in flight."""
+class RouterLink(Protocol):
+    """What the router tells. Where no router runs there is nothing to wait for."""
+
+    async def adopted(self, table_version: int) -> None:
+        """Return once the router routes by that version or a later one. Raises PermanentError when it
+        refuses the table or does not answer in time: what the old table leads to must then stay."""
 
     async def drained(
-        self, address: InstanceAddress, table_version: int, timeout_s: float, report: Callable[[str], None]
+        self, address: InstanceAddress, timeout_s: float, report: Callable[[str], None]
     ) -> None:
-        """Return once the router has adopted `table_version` and nothing is in flight on the instance, or
-        `timeout_s` is over, or no router runs."""
+        """Return once nothing is in flight on the instance, or `timeout_s` is over."""
 
 
 class StepFailed(Exception):
@@ -105,7 +108,7 @@ class World:
     store: StateStore
     providers: Mapping[str, Provider]
     table_path: Path
-    drainer: Drainer
+    router: RouterLink
     new_id: Callable[[], str]
     clock: Callable[[], float] = time.time
 
@@ -228,9 +231,9 @@ class Executor:
             case Withdraw(endpoint):
                 reach("withdraw.before_intent")
                 await self._record(Withdrawn(endpoint))
-                self._write_table("withdraw")
+                await self._write_table("withdraw")
             case RewriteTable():
-                self._write_table("rewrite")
+                await self._write_table("rewrite")
             case Drain():
                 await self._drain(node, step)
             case Stop():
@@ -294,15 +297,16 @@ class Executor:
         reach("publish.before_intent")
         await self._record(Published(step.record))
         reach("publish.after_intent")
-        self._write_table("publish")
+        await self._write_table("publish")
 
-    def _write_table(self, point: str) -> None:
+    async def _write_table(self, point: str) -> None:
         """Write the table as state has it. Several publishes that were committed together write it once:
         the first to get here writes for all of them."""
         if self._table_written != self.state.table_serial or point == "rewrite":
             write_table(self._world.table_path, build_table(self.state))
             self._table_written = self.state.table_serial
         reach(f"{point}.after_effect")
+        await self._world.router.adopted(self._table_written)
 
     async def _drain(self, node: Node, step: Drain) -> None:
         reach("drain.before_intent")
@@ -312,8 +316,8 @@ class Executor:
         def report(text: str) -> None:
             self._reporter.step_progress(node, text)
 
-        version = self.state.table_serial
-        await self._world.drainer.drained(step.address, version, step.timeout_s, report)
+        await self._world.router.adopted(self.state.table_serial)
+        await self._world.router.drained(step.address, step.timeout_s, report)
         reach("drain.after_effect")
 
     async def _stop(self, step: Stop) -> None:

@@ -16,7 +16,7 @@ from servestate.planner.state import EndpointRecord, State, apply_event
 from servestate.runtime import exit_codes
 from servestate.runtime.cli.common import look, workspace_of
 from servestate.runtime.cli.output import say
-from servestate.runtime.drain import router_status
+from servestate.runtime.router_link import router_status
 
 
 def run(arguments: argparse.Namespace) -> int:
