@@ -28,6 +28,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
+LOG_FD = 1
 CONTROL_FD = 3
 RESERVATION_FD = 4
 """Holds the lock on the port's file; closed by the kernel when the shim ends."""
@@ -250,9 +251,9 @@ def _bound_log() -> None:
     """Move a log that has grown too long to log.1. The engine appends to the open file, so it is copied and
     cut, not renamed; lines written between the two are lost."""
     with suppress(OSError):
-        if os.fstat(1).st_size > LOG_BOUND:
+        if os.fstat(LOG_FD).st_size > LOG_BOUND:
             shutil.copyfile("log", "log.1")
-            os.ftruncate(1, 0)
+            os.ftruncate(LOG_FD, 0)
 
 
 if __name__ == "__main__":

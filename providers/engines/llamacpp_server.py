@@ -66,6 +66,9 @@ def configure(params: Any, flags: argparse.Namespace, pooling_types: Any) -> Non
     params.offline = True
     params.ui = False
     params.endpoint_slots = False  # it shows the prompts of other callers
+    # By default any web page in a browser on this machine may call the server and read the answer.
+    params.cors_origins = f"http://{flags.host}:{flags.port}"
+    params.cors_credentials = False
     params.warmup = "no_warmup" not in given
     for flag, attribute in _PARAMETERS.items():
         if flag in given:

@@ -27,7 +27,6 @@ class FakeCase:
 
     site: object
     spec: Spec = FAKE
-    starts: bool = True
     world: FakeWorld = field(default_factory=FakeWorld)
 
     def provider(self) -> Provider:
@@ -46,7 +45,6 @@ class ProcessCase:
 
     site: object
     spec: Spec
-    starts: bool = True
 
     def provider(self) -> Provider:
         return self.site.provider()
@@ -68,15 +66,13 @@ class ExternalCase:
 
     site: object
     spec: Spec = EXTERNAL
-    starts: bool = False
 
     def provider(self) -> Provider:
         return ExternalProvider(EnvSecrets({}))
 
 
-@pytest.fixture(params=["fake", "process", "external"])
-def case(request, site, kit):
-    match request.param:
+def make(kind, site, kit):
+    match kind:
         case "fake":
             return FakeCase(site)
         case "process":
@@ -85,12 +81,15 @@ def case(request, site, kit):
             return ExternalCase(site)
 
 
-@pytest.fixture
-def starting(case):
-    """Only the providers that start something."""
-    if not case.starts:
-        pytest.skip("starts nothing, so nothing can end, pause or be found")
-    return case
+@pytest.fixture(params=["fake", "process", "external"])
+def case(request, site, kit):
+    return make(request.param, site, kit)
+
+
+@pytest.fixture(params=["fake", "process"])
+def starting(request, site, kit):
+    """Only the providers that start something, so that it can end, pause and be found."""
+    return make(request.param, site, kit)
 
 
 async def ready(case, provider):
