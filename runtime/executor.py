@@ -151,29 +151,37 @@ class Executor:
     async def _walk(self, graph: Graph) -> None:
         missing = {id: len(node.needs) for id, node in graph.nodes.items()}
         running: dict[asyncio.Task[None], str] = {}
+        # One end at a time, in the order they came: the same run gives the same order of effects.
+        ended: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
         ready = [id for id, n in missing.items() if n == 0]
         while ready or running:
             for id in ready:
-                self._start(graph, id, running)
+                self._start(graph, id, running, ended)
             ready = []
             if not running:
                 break
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                id = running.pop(task)
-                if self._settle_task(graph, id, task):
-                    for dependent in graph.dependents.get(id, ()):
-                        missing[dependent] -= 1
-                        if not missing[dependent]:
-                            ready.append(dependent)
+            task = await ended.get()
+            id = running.pop(task)
+            if self._settle_task(graph, id, task):
+                for dependent in graph.dependents.get(id, ()):
+                    missing[dependent] -= 1
+                    if not missing[dependent]:
+                        ready.append(dependent)
         self._skip_rest(graph)
 
-    def _start(self, graph: Graph, id: str, running: dict[asyncio.Task[None], str]) -> None:
+    def _start(
+        self,
+        graph: Graph,
+        id: str,
+        running: dict[asyncio.Task[None], str],
+        ended: asyncio.Queue[asyncio.Task[None]],
+    ) -> None:
         if self._stopping or self.outcome.lost or id in self.outcome.skipped:
             return
         node = graph.nodes[id]
         self._reporter.step_started(node)
         task = asyncio.create_task(self._timed(node))
+        task.add_done_callback(ended.put_nowait)
         running[task] = id
         if isinstance(node.step, AwaitReady | Drain):
             self._waits.add(task)
@@ -381,12 +389,12 @@ class Executor:
 
 async def _retrying(launch: Callable[[], Awaitable[Launched]]) -> Launched:
     """Launch, again after what may go away by itself; the same address twice starts one instance."""
-    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+    from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(TransientError),
         stop=stop_after_attempt(LAUNCH_ATTEMPTS),
-        wait=wait_exponential_jitter(initial=0.2, max=5.0),
+        wait=wait_exponential(multiplier=0.2, max=5.0),
         reraise=True,
     )
     async for attempt in retrying:
