@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from typing import Any
 
 from servestate.planner.launch import ExternalSpec, Spec
@@ -26,7 +25,7 @@ def digest(value: Any) -> str:
 def spec_to_json(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON values, tagged with its kind."""
     tag = "external" if isinstance(spec, ExternalSpec) else "launch"
-    return {"type": tag, **asdict(spec)}
+    return {"type": tag, **{name: getattr(spec, name) for name in spec.__slots__}}
 
 
 def revision(spec: Spec) -> str:

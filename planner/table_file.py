@@ -7,6 +7,7 @@ shadow another name is refused with the place named.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -26,6 +27,13 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\t -~]*")
 _OURS = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-type", "upgrade", "te"}
+)
+
+# Canonical JSON sorts its keys, so the envelope's layout is fixed.
+_AS_ENCODED = re.compile(
+    rf'{{"checksum":"sha256:(?P<checksum>[0-9a-f]{{64}})","format_version":{FORMAT_VERSION},'
+    r'"table":(?P<table>\{.*,"version":(?P<version>\d+)\})\}\n',
+    re.DOTALL,
 )
 
 T = TypeVar("T")
@@ -52,6 +60,18 @@ def decode(text: str) -> RoutingTable:
     if envelope["checksum"] != found:
         raise ValueError(f"checksum is {envelope['checksum']!r}, the content gives {found!r}")
     return _table(_Fields(envelope["table"], "table"))
+
+
+def version_of(text: str) -> int:
+    """The version of the table in `text`, without decoding the rest: an order of magnitude cheaper.
+
+    Holds only for text that `encode` wrote and nobody touched, which the checksum proves. Raises ValueError
+    for any other, valid ones in another layout included.
+    """
+    match = _AS_ENCODED.fullmatch(text)
+    if match is None or hashlib.sha256(match["table"].encode()).hexdigest() != match["checksum"]:
+        raise ValueError("not a table as this version of servestate writes it, or damaged")
+    return int(match["version"])
 
 
 def _digest_of(value: Any) -> str:

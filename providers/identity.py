@@ -35,7 +35,7 @@ class Identity:
 def parse(text: str) -> Identity | None:
     """The identity that prints as `text`; None for anything else."""
     match = _TEXT.match(text)
-    if match is None:
+    if match is None or int(match["pid"]) == 0:
         return None
     return Identity(int(match["pid"]), int(match["start"]), match["boot"])
 
@@ -81,7 +81,7 @@ def opened(identity: Identity) -> Iterator[int | None]:
     """
     try:
         fd = os.pidfd_open(identity.pid)
-    except (OSError, OverflowError):
+    except (ProcessLookupError, OverflowError):
         yield None
         return
     try:

@@ -1,6 +1,7 @@
 """What /proc tells: who runs, who started whom, which marks they wear, who listens where. Reads only.
 
-A process may end between any two reads. Every function then answers as if it had never been there.
+A process may end between any two reads. Every function then answers as if it had never been there. Errors of
+another kind (too many open files) are raised: they must never make something that runs look gone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 _LISTEN = "0A"
 # The local addresses on which a listener receives what is sent to 127.0.0.1, as the kernel prints them.
 _REACHED_BY_LOOPBACK = {
@@ -47,7 +49,7 @@ def stat(pid: int) -> Stat | None:
     """The process with this pid now, zombies included."""
     try:
         text = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    except _GONE:
         return None
     # The name may hold spaces and parentheses, so the fields start after the last one.
     head, _, tail = text.rpartition(")")
@@ -66,7 +68,7 @@ def environ(pid: int, having: str) -> dict[str, str]:
     process is gone and where it is not ours to read."""
     try:
         raw = (PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+    except _GONE:
         return {}
     if having.encode() + b"=" not in raw:
         return {}
@@ -97,9 +99,9 @@ def listeners(port: int) -> set[int]:
 def sockets(pid: int) -> set[int]:
     """The inodes of the sockets that the process holds open; empty where that cannot be read."""
     found = set()
-    with suppress(OSError):
+    with suppress(*_GONE):
         for fd in os.scandir(PROC / str(pid) / "fd"):
-            with suppress(OSError):
+            with suppress(*_GONE):
                 target = os.readlink(fd.path)
                 if target.startswith("socket:["):
                     found.add(int(target[len("socket:[") : -1]))
@@ -108,7 +110,7 @@ def sockets(pid: int) -> set[int]:
 
 def _tcp_rows() -> Iterator[list[str]]:
     for table in ("tcp", "tcp6"):
-        with suppress(OSError):
+        with suppress(*_GONE):
             for line in (PROC / "net" / table).read_text().splitlines()[1:]:
                 yield line.split()
 

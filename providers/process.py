@@ -6,24 +6,22 @@ runs is the kernel's (`census.py`), and files only add what the kernel does not 
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import hashlib
 import os
 import secrets as random
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from servestate.planner.launch import LaunchSpec, Spec
 from servestate.planner.live import LiveStatus, Observation
-from servestate.providers import cause, census, health, identity, labels, needs, proc, spawn
+from servestate.providers import cause, census, ending, health, identity, labels, needs, proc, spawn
 from servestate.providers.census import Tree
 from servestate.providers.engines import engine_for
 from servestate.providers.engines.engine import Command
 from servestate.providers.identity import Identity
 from servestate.providers.labels import Worn
+from servestate.providers.oserrors import translated
 from servestate.providers.ports import Ports
 from servestate.providers.protocol import (
     Failed,
@@ -33,19 +31,13 @@ from servestate.providers.protocol import (
     Readiness,
     Ready,
     Starting,
-    TransientError,
 )
-from servestate.providers.rundir import Exit, Folder, Run, RunDir
-from servestate.providers.secrets import Secrets, fill, references
+from servestate.providers.rundir import Folder, Run, RunDir
+from servestate.providers.secrets import Mask, Secrets, fill, references
 
-KILL_TIMEOUT_S = 10.0
 LOG_LINES_IN_FAILURE = 20
 LOG_LINES_IN_OBSERVATION = 3
-_SHIM_ALONE_S = 1.0
-_PERMANENT = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
-}  # fmt: skip
+PROGRESS_WIDTH = 120
 
 
 class ProcessProvider:
@@ -67,18 +59,15 @@ class ProcessProvider:
         self._secrets = secrets
         self._ports = ports or Ports()
         self._environ = os.environ if environ is None else environ
-        self._masked: set[str] = set()
+        self._mask = Mask()
 
     async def observe(self, lineage: str) -> list[Observation]:
         """See `Provider.observe`. Everything of ours is found by its marks, records or not."""
-        trees = {tree.worn.nonce: tree for tree in census.trees() if tree.worn.marks.lineage == lineage}
-        runs = {
-            run.worn.nonce: run
-            for folder in self._runs.folders()
-            if (run := folder.run()) is not None and run.worn.marks.lineage == lineage
-        }
-        looks = (self._look(runs.get(nonce), trees.get(nonce)) for nonce in {**trees, **runs})
-        return [observation for observation in looks if observation is not None]
+        with translated(self._runs.root):
+            trees = {tree.worn.nonce: tree for tree in census.trees() if tree.worn.marks.lineage == lineage}
+            runs = {run.worn.nonce: run for run in self._runs.runs() if run.worn.marks.lineage == lineage}
+            looks = (self._look(runs.get(nonce), trees.get(nonce)) for nonce in {**trees, **runs})
+            return [observation for observation in looks if observation is not None]
 
     def _look(self, run: Run | None, tree: Tree | None) -> Observation | None:
         """One launch by its record, its processes or both; None when it was never given the word to start."""
@@ -94,14 +83,14 @@ class ProcessProvider:
             return _observation(run, status) if tree.started else None
         if end is not None and not end.started:
             return None
-        why = _why(run, end, [], LOG_LINES_IN_OBSERVATION)
-        return _observation(run, LiveStatus.EXITED, self._mask(why))
+        why = ending.why(run, end, [], LOG_LINES_IN_OBSERVATION)
+        return _observation(run, LiveStatus.EXITED, self._mask.hide(why))
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         """See `Provider.launch`. Two launches of one address at the same time wait for each other."""
         if not isinstance(spec, LaunchSpec):
             raise PermanentError("SS503", f"provider process cannot start an external {spec.kind} entity")
-        with self._plain_errors():
+        with translated(self._runs.root):
             folder = self._runs.folder(marks.lineage, marks.address)
             async with folder.locked():
                 run = self._living(marks)
@@ -120,7 +109,7 @@ class ProcessProvider:
     async def _clear(self, folder: Folder, marks: Marks) -> None:
         """Kill what is left of dead launches of this address and forget their records."""
         for tree in _trees_at(marks):
-            await _kill(tree.worn.nonce)
+            await ending.kill(tree.worn.nonce)
         folder.clear()
         folder.rotate_log()
 
@@ -170,7 +159,7 @@ class ProcessProvider:
             for _, value in spec.env
             for scope, key in references(value)
         }
-        self._masked |= found
+        self._mask.add(found)
         return tuple(sorted(found))
 
     def _shim_env(self, worn: Worn) -> dict[str, str]:
@@ -189,14 +178,15 @@ class ProcessProvider:
         if not isinstance(spec, LaunchSpec):
             return Failed("SS503", f"provider process did not start this {spec.kind} entity")
         self._remember_secrets(spec)
-        run = self._find(handle)
-        if run is None:
-            return Failed("SS506", "its process is gone and there is no record of it")
-        if failure := self._failure(run):
-            return failure
-        if (shim := proc.stat(run.shim.pid)) and _paused(shim):
-            return Starting("paused by a signal")
-        return await self._answer(run, spec)
+        with translated(self._runs.root):
+            run = self._find(handle)
+            if run is None:
+                return Failed("SS506", "its process is gone and there is no record of it")
+            if failure := self._failure(run):
+                return failure
+            if _paused(run.shim):
+                return Starting("paused by a signal")
+            return await self._answer(run, spec)
 
     async def _answer(self, run: Run, spec: LaunchSpec) -> Readiness:
         port = run.worn.port
@@ -226,20 +216,21 @@ class ProcessProvider:
             return None
         log = self._log(folder, run, LOG_LINES_IN_FAILURE)
         if folder.ended() == run:
-            return Failed("SS506", self._mask(cause.with_log("it was stopped", log, LOG_LINES_IN_FAILURE)))
-        return Failed("SS506", self._mask(_why(run, end, log, LOG_LINES_IN_FAILURE)))
+            return Failed(
+                "SS506", self._mask.hide(cause.with_log("it was stopped", log, LOG_LINES_IN_FAILURE))
+            )
+        return Failed("SS506", self._mask.hide(ending.why(run, end, log, LOG_LINES_IN_FAILURE)))
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """See `Provider.stop`. Ends every process that wears the marks of this launch, orphans included."""
-        shim = identity.parse(handle)
-        run = self._find(handle)
-        if shim is None or run is None:
-            return
-        if identity.send(shim, signal.SIGTERM, signal.SIGCONT):
-            await identity.ended(shim, grace_s)
-        await _kill(run.worn.nonce)
-        identity.alive(shim)  # collects it when it was our child
-        with self._plain_errors():
+        with translated(self._runs.root):
+            run = self._find(handle)
+            if run is None:
+                return
+            if identity.send(run.shim, signal.SIGTERM, signal.SIGCONT):
+                await identity.ended(run.shim, grace_s)
+            await ending.kill(run.worn.nonce)
+            identity.alive(run.shim)  # collects it when it was our child
             folder = self._folder(run.worn)
             async with folder.locked():
                 if folder.run() in (run, None):
@@ -248,7 +239,7 @@ class ProcessProvider:
     async def logs(self, handle: str, tail: int) -> str:
         """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
         run = self._find(handle)
-        return "" if run is None else self._mask("\n".join(self._log(self._folder(run.worn), run, tail)))
+        return "" if run is None else self._mask.hide("\n".join(self._log(self._folder(run.worn), run, tail)))
 
     def _find(self, handle: str) -> Run | None:
         """The launch with this handle: by its record, else by the marks its process wears."""
@@ -271,7 +262,8 @@ class ProcessProvider:
 
     def _progress(self, run: Run) -> str:
         lines = [line.strip() for line in self._log(self._folder(run.worn), run, 5)]
-        return self._mask(next((line[:120] for line in reversed(lines) if line), ""))
+        newest = next((line for line in reversed(lines) if line), "")
+        return self._mask.hide(newest)[:PROGRESS_WIDTH]  # in this order: a secret cut short is not found
 
     def _remember_secrets(self, spec: LaunchSpec) -> None:
         # A secret may have been removed since the launch; then its old value is not known here.
@@ -279,22 +271,6 @@ class ProcessProvider:
             self._secret_values(spec)
         except PermanentError:
             return
-
-    def _mask(self, text: str) -> str:
-        for value in sorted(self._masked, key=len, reverse=True):
-            text = text.replace(value, "***")
-        return text
-
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            place = error.filename or self._runs.root
-            what = f"cannot keep a record of a launch in {place}: {error.strerror or error}"
-            if error.errno in _PERMANENT:
-                raise PermanentError("SS504", what, "free space there or make it writable") from error
-            raise TransientError(what) from error
 
 
 def _observation(run: Run, status: LiveStatus, why: str = "") -> Observation:
@@ -313,35 +289,5 @@ def _seed(marks: Marks) -> int:
     return int(hashlib.sha256(str(marks.address).encode()).hexdigest()[:8], 16)
 
 
-def _paused(shim: proc.Stat) -> bool:
-    return shim.paused or any(one.paused for one in proc.processes() if one.ppid == shim.pid)
-
-
-def _why(run: Run, end: Exit | None, log: list[str], lines: int) -> str:
-    """How a launch ended and the likely cause. The exit record's own log lines win: they are of that very
-    moment and masked."""
-    if end is None:
-        rebooted = run.shim.boot != identity.boot_id()
-        headline = "the machine was restarted" if rebooted else "killed from outside, together with its shim"
-        return cause.with_log(headline, log, lines)
-    guess = cause.likely_cause(end.code, end.signal, end.tail)
-    headline = cause.how_it_ended(end.code, end.signal) + (f": {guess}" if guess else "")
-    return cause.with_log(headline, end.tail, lines)
-
-
-async def _kill(nonce: str) -> None:
-    """Kill every process of a launch and wait until there is none. The shim goes last: while it lives it
-    reaps, and once alone it ends by itself. Raises TransientError when something does not end."""
-    loop = asyncio.get_running_loop()
-    start, alone_since, pause = loop.time(), None, 0.002
-    while (tree := census.tree_of(nonce)) is not None:
-        now = loop.time()
-        if now - start > KILL_TIMEOUT_S:
-            raise TransientError(f"pid {tree.head.pid} does not end although it was killed")
-        for member in tree.members:
-            identity.send(member, signal.SIGKILL)
-        alone_since = None if tree.members else alone_since or now
-        if not tree.started or (alone_since is not None and now - alone_since > _SHIM_ALONE_S):
-            identity.send(tree.head, signal.SIGKILL)
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 0.1)
+def _paused(shim: Identity) -> bool:
+    return any(one.paused for one in proc.processes() if shim.pid in (one.pid, one.ppid))

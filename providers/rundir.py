@@ -161,6 +161,10 @@ class RunDir:
         with suppress(OSError):
             yield from (Folder(path) for path in sorted(self.root.iterdir()) if path.is_dir())
 
+    def runs(self) -> Iterator[Run]:
+        """Every launch on record that was not stopped."""
+        yield from (run for folder in self.folders() if (run := folder.run()) is not None)
+
     def find(self, handle: str) -> tuple[Folder, Run] | None:
         """The launch with this handle, stopped ones included."""
         for folder in self.folders():

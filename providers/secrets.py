@@ -7,7 +7,7 @@ A reference is `{{secrets/SCOPE/KEY}}`. The `env` backend reads it from the envi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn, Protocol
 
 from servestate.providers.protocol import PermanentError
@@ -82,3 +82,24 @@ def references(text: str) -> list[tuple[str, str]]:
 def fill(text: str, secrets: Secrets) -> Secret:
     """`text` with every reference replaced by its value. Raises PermanentError for the first missing one."""
     return Secret(_REFERENCE.sub(lambda m: secrets.get(m["scope"], m["key"]).reveal(), text))
+
+
+class Mask:
+    """Replaces every secret value it was told of. For text that others wrote, such as an engine's log: what
+    we write ourselves never holds a value."""
+
+    def __init__(self) -> None:
+        self._values: set[str] = set()
+
+    def add(self, values: Iterable[str]) -> None:
+        """Hide these from now on."""
+        self._values.update(values)
+
+    def hide(self, text: str) -> str:
+        """`text` without any of the values; the longest first, as one may contain another."""
+        for value in sorted(self._values, key=len, reverse=True):
+            text = text.replace(value, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return f"Mask({len(self._values)} values)"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from servestate.planner.table import RoutingTable
-from servestate.planner.table_file import decode, encode
+from servestate.planner.table_file import encode, version_of
 
 
 def write_table(path: Path, table: RoutingTable) -> None:
@@ -15,9 +15,9 @@ def write_table(path: Path, table: RoutingTable) -> None:
 
 
 def read_version(path: Path) -> int | None:
-    """The version of the table in the file; None when it is missing, damaged or unreadable."""
+    """The version of the table in the file; None when it is missing, changed by others or unreadable."""
     try:
-        return decode(path.read_text()).version
+        return version_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from servestate.planner.diagnostics import Diagnostic, Where
 from servestate.planner.spec.complete import complete
 from servestate.planner.spec.endpoint import Endpoint
-from servestate.planner.spec.findings import Findings
+from servestate.planner.spec.findings import Findings, TooMany
 from servestate.planner.spec.places import Block, mark_of, where
 from servestate.planner.spec.report import Report, written_path
 from servestate.planner.spec.rules import RULES
@@ -88,12 +88,16 @@ def load(
     order of the documents.
     """
     source = Source(tuple(documents), target, dict(variables), environ)
-    with _without_collector():
-        return _load(source)
-
-
-def _load(source: Source) -> Desired:
     findings = Findings([document.name for document in source.documents])
+    try:
+        with _without_collector():
+            return _load(source, findings)
+    except TooMany:
+        findings.check()
+        raise
+
+
+def _load(source: Source, findings: Findings) -> Desired:
     tree = compose(source, findings)
     endpoints = _endpoints(tree.endpoints, findings)
     site = _site(tree.site, endpoints, findings)

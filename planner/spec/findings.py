@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
 from servestate.planner.spec.places import Path, where
 
-LIMIT = 1000
-"""Findings kept of each severity. A generated file can hold a million mistakes; nobody reads that many."""
+LIMIT = 500
+"""Errors after which loading stops. A generated file can hold a million mistakes; nobody reads that many."""
 
 LISTED = 3
 """Further places of a warning that are listed."""
+
+
+class TooMany(Exception):
+    """Raised by the error that reaches LIMIT. Findings.check() then reports what is known."""
 
 
 class Findings:
@@ -20,7 +24,6 @@ class Findings:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._found: dict[Severity, list[tuple[int, Diagnostic]]] = {s: [] for s in Severity}
-        self._left_out = dict.fromkeys(Severity, 0)
         self._notes: dict[tuple[str, str, str], tuple[int, Path, list[int]]] = {}
 
     def error(
@@ -54,12 +57,11 @@ class Findings:
     def _add(
         self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str
     ) -> None:
-        if len(self._found[severity]) >= LIMIT:
-            self._left_out[severity] += 1
-            return
         place = None if mark is None else where(mark, self.names, path)
         finding = Diagnostic(code, what, fix, place, detail, severity)
         self._found[severity].append((-1 if mark is None else mark, finding))
+        if severity is Severity.ERROR and len(self._found[severity]) >= LIMIT:
+            raise TooMany
 
     @property
     def failed(self) -> bool:
@@ -79,8 +81,9 @@ class Findings:
         found = [pair for severity in severities for pair in self._found[severity]]
         found += self._noted() if Severity.WARNING in severities else []
         found.sort(key=lambda pair: pair[0])
-        return [finding for _, finding in found] + [self._rest(s) for s in severities if self._left_out[s]]
+        return [finding for _, finding in found] + self._stopped()
 
-    def _rest(self, severity: Severity) -> Diagnostic:
-        what = f"{self._left_out[severity]} more {severity}s are not shown"
-        return Diagnostic("SS100", what, "fix those above and run again", severity=severity)
+    def _stopped(self) -> list[Diagnostic]:
+        if len(self._found[Severity.ERROR]) < LIMIT:
+            return []
+        return [Diagnostic("SS100", f"stopped after {LIMIT} errors", "mend those above and run again")]

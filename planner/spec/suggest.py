@@ -6,15 +6,19 @@ from collections.abc import Iterable
 
 from servestate.planner.spec.characters import describe_odd, shorten
 
-_COMPARED = 1000
+_COMPARED = 200
+_LENGTH_DIFFERENCE = 4
+_LONGEST = 100
 
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The known name that looks most like `name`; "" if none does."""
     from difflib import get_close_matches  # costs more to import than most runs have use for
 
-    plain = name[:100].lower().replace("-", "_")
-    found = get_close_matches(plain, list(known)[:_COMPARED], n=1, cutoff=0.6)
+    if len(name) > _LONGEST:
+        return ""
+    candidates = [k for k in known if abs(len(k) - len(name)) <= _LENGTH_DIFFERENCE][:_COMPARED]
+    found = get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     return found[0] if found else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,11 +70,16 @@ async def see(workspace: Workspace, providers: Mapping[str, Provider], state: St
 
 def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
     """Load, look, plan. Raises InvalidInput and StoreError."""
+    # What is made here lives until the verb ends and has no cycles; collecting it over and over costs a
+    # fifth of the time of a large plan.
+    gc.disable()
     desired = desired_of(arguments)
     workspace = open_workspace(root_of(arguments.file), desired.site)
     resolved = resolve_desired(desired, destroy=destroy)
     state, live = look(workspace)
-    return Situation(workspace, resolved, state, live, make_plan(resolved, state, live, destroy=destroy))
+    plan = make_plan(resolved, state, live, destroy=destroy)
+    gc.enable()
+    return Situation(workspace, resolved, state, live, plan)
 
 
 def resolve_desired(desired: Desired, *, destroy: bool) -> Resolved:

@@ -37,7 +37,7 @@ def summary(workspace: Workspace) -> str:
     if example is not None:
         name, record = example
         task = next((state.instances[a].spec.task for t in record.targets for a in t.instances), "")
-        body = json.dumps(body_for(task, "Why is the sky blue?", 64))
+        body = json.dumps(body_for(task, "The sky is blue because", 32))
         lines += ["", "Try it:"]
         lines += [f"  curl -s {url}/serving-endpoints/{name}/invocations \\"]
         lines += [f"    -H 'content-type: application/json' -d '{body}'", ""]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from servestate.planner.address import EndpointAddress, parse_instance
+from servestate.planner.address import EndpointAddress
 from servestate.planner.codec import (
     FormatError,
     decode_instance,
@@ -189,10 +189,8 @@ class SqliteStore:
             if version != FORMAT_VERSION:
                 raise FormatError(f"it has format version {version}, this servestate reads {FORMAT_VERSION}")
             endpoints = {name: decode_record(body) for name, body in _rows(connection, "endpoints")}
-            instances = {
-                parse_instance(address): decode_instance(body)
-                for address, body in _rows(connection, "instances")
-            }
+            found = [decode_instance(body) for _, body in _rows(connection, "instances")]
+            instances = {instance.address: instance for instance in found}
         finally:
             connection.execute("ROLLBACK")
         return State(lineage, serial, table_serial, endpoints, instances)

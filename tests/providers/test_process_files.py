@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from servestate.planner.live import LiveStatus
-from servestate.providers import rundir, spawn
+from servestate.providers import proc, rundir, spawn
 from servestate.providers.protocol import Failed, PermanentError, Ready, TransientError
 
 SECRET = "s3cr3t-value-of-a-test"
@@ -112,6 +112,28 @@ def test_a_launch_that_cannot_be_recorded_leaves_nothing_running(
         await kit.until(lambda: not site.pids())
         assert await provider.observe(site.lineage) == []
         assert await provider.launch(kit.tiny(), site.marks())
+
+    asyncio.run(go())
+
+
+def test_too_many_open_files_make_nothing_look_gone(site, kit, monkeypatch):
+    async def go():
+        provider, launched, spec = await kit.ready(site)
+
+        def refuse(*args):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        for name in ("processes", "environ", "stat"):
+            with monkeypatch.context() as patch:
+                patch.setattr(proc, name, refuse)
+                with pytest.raises(TransientError):
+                    await provider.observe(site.lineage)
+                with pytest.raises(TransientError):
+                    await provider.launch(spec, site.marks())
+                with pytest.raises(TransientError):
+                    await provider.stop(launched.handle, 0)
+            if name == "processes":
+                assert await provider.probe(launched.handle, spec) == Ready()
 
     asyncio.run(go())
 

@@ -178,5 +178,5 @@ def test_a_handle_prints_and_parses():
     me = identity.identify(os.getpid())
     assert identity.parse(str(me)) == me
     assert identity.alive(me)
-    for text in ("", "1", "1.2", "1.2.xyz", f"{me} ", f"{me}.1", "-1.2.00000000"):
+    for text in ("", "1", "1.2", "1.2.xyz", f"{me} ", f"{me}.1", "-1.2.00000000", "0.1.00000000"):
         assert identity.parse(text) is None
