@@ -85,7 +85,7 @@ def test_strange_things_in_the_run_directory_are_passed_over(site, kit):
 def test_a_run_directory_that_is_a_file_is_a_clear_error(site, kit):
     async def go():
         site.root.write_text("")
-        with pytest.raises(PermanentError, match="SS504 cannot keep a record of a launch in"):
+        with pytest.raises(PermanentError, match=f"SS504 cannot use {site.root}"):
             await site.provider().launch(kit.tiny(), site.marks())
         assert await site.provider().observe(site.lineage) == []
 
@@ -130,10 +130,7 @@ def test_too_many_open_files_make_nothing_look_gone(site, kit, monkeypatch):
                     await provider.observe(site.lineage)
                 with pytest.raises(TransientError):
                     await provider.launch(spec, site.marks())
-                with pytest.raises(TransientError):
-                    await provider.stop(launched.handle, 0)
-            if name == "processes":
-                assert await provider.probe(launched.handle, spec) == Ready()
+        assert await provider.probe(launched.handle, spec) == Ready()
 
     asyncio.run(go())
 
