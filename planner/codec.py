@@ -19,6 +19,7 @@ from servestate.planner.address import (
 )
 from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
 from servestate.planner.drift import Drift, DriftKind
+from servestate.planner.graph import build
 from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
 from servestate.planner.plan import Plan
 from servestate.planner.revision import canonical_json, digest, spec_to_json
@@ -53,17 +54,25 @@ def encode_plan(plan: Plan) -> str:
 
 def decode_plan(text: str) -> Plan:
     """The plan of a plan file. Raises FormatError: not JSON, edited by hand, or of another version."""
+    document = _loads(text)
     try:
-        document = json.loads(text)
         body, written = document["plan"], document["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise FormatError("this is not a servestate plan file") from error
     version = body.get("format_version") if isinstance(body, dict) else None
     if version != FORMAT_VERSION:
         raise FormatError(f"the plan has format version {version}, this servestate reads {FORMAT_VERSION}")
-    if digest(body) != written:
+    if _decode(digest, body, "plan") != written:
         raise FormatError("the plan's digest does not match its content: it was edited or damaged")
-    return _decode(_plan_from, body, "plan")
+    return _decode(lambda body: _plan_as_written(body, text), body, "plan")
+
+
+def _plan_as_written(body: Json, text: str) -> Plan:
+    plan = _plan_from(body)
+    # Every field was understood exactly if writing it again gives the same bytes.
+    if encode_plan(plan) != text:
+        raise ValueError("it holds something that this servestate does not write")
+    return plan
 
 
 def plan_digest(plan: Plan) -> str:
@@ -94,14 +103,14 @@ def decode_instance(text: str) -> Instance:
 def _loads(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"not JSON: {error}") from error
 
 
 def _decode(reader: Callable[..., T], value: Any, what: str) -> T:
     try:
         return reader(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"this {what} is damaged or of another version: {error}") from error
 
 
@@ -176,6 +185,7 @@ def _plan_from(body: Json) -> Plan:
     found["drift"] = tuple(Drift(a, DriftKind(k), r, live) for a, k, r, live in body["drift"])
     found["changes"] = tuple(_change_from(c) for c in body["changes"])
     found["nodes"] = tuple(_node_from(n) for n in body["steps"])
+    build(found["nodes"])  # raises where steps need each other in a circle
     return Plan(**found)
 
 
