@@ -1,0 +1,477 @@
+"""A whole site in memory: store, providers, router and table file, with every boundary of apply in reach.
+
+The executor, the planner and the readiness loop are the real ones; only the edges are doubles. Time jumps
+to whatever is waited for, so no test sleeps. Whatever must never happen is written to `violations` at the
+moment it happens, because the executor would rightly treat an exception as a failed step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from servestate.planner.address import InstanceAddress
+from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
+from servestate.planner.live import Live, LiveStatus, Observation
+from servestate.planner.plan import Plan, make_plan
+from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntity
+from servestate.planner.revision import canonical_json, digest, revision
+from servestate.planner.stale import moved
+from servestate.planner.state import Event, Phase, State, apply_event, touched
+from servestate.planner.table import RoutingTable
+from servestate.planner.table_file import decode, encode
+from servestate.planner.timings import Timings
+from servestate.providers.external import ExternalProvider
+from servestate.providers.fake import FakeProvider, FakeWorld
+from servestate.providers.protocol import Launched, Marks, Readiness, Ready
+from servestate.providers.readiness import await_ready
+from servestate.providers.secrets import EnvSecrets
+from servestate.runtime import executor
+from servestate.runtime.executor import Executor, Outcome, World
+from servestate.runtime.refresh import refresh
+from servestate.runtime.reporter import Reporter
+from servestate.runtime.store.protocol import (
+    JournalEntry,
+    Lock,
+    LockHeld,
+    LostLock,
+    Owner,
+    StateStore,
+)
+
+LINEAGE = "6dce6f68-0000-4000-8000-000000000001"
+SECRETS = {"SERVESTATE_SECRET_KEYS__OPENAI": "not-a-real-key"}
+LOCK_SECONDS = 60.0
+
+
+class Killed(SystemExit):
+    """kill -9: asyncio lets a SystemExit through everything at once, and nothing catches it on the way."""
+
+
+class Stuck(Exception):
+    """Everything waits and nothing will ever happen."""
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready and timeout is None:
+            raise Stuck
+        if not ready:
+            self.now += timeout or 0.0
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next thing that is due."""
+
+    def __init__(self) -> None:
+        self._jumping = _Selector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+def run(coroutine):
+    """`asyncio.run` in virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(coroutine)
+
+
+class MemoryStore:
+    """A `StateStore` without a disk; compare-and-swap and lock as in the real one."""
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+        self.lock: Lock | None = None
+        self.history: list[JournalEntry] = []
+        self.commits = 0
+        self._ids = count(1)
+
+    def read(self) -> State | None:
+        return self.state
+
+    def create(self, lineage: str) -> State:
+        if self.state is None:
+            self.state = State(lineage)
+        return self.state
+
+    def acquire(self, owner: Owner, now: float) -> tuple[Lock, Lock | None]:
+        held = self.lock
+        if held is not None and held.expires > now:
+            raise LockHeld(held)
+        self.lock = Lock(f"lock-{next(self._ids)}", owner, now, now + LOCK_SECONDS)
+        return self.lock, held
+
+    def renew(self, lock: Lock, now: float) -> bool:
+        return self.lock is not None and self.lock.id == lock.id
+
+    def release(self, lock: Lock) -> None:
+        self.break_lock(lock.id)
+
+    def held(self) -> Lock | None:
+        return self.lock
+
+    def break_lock(self, id: str) -> bool:
+        mine = self.lock is not None and self.lock.id == id
+        if mine:
+            self.lock = None
+        return mine
+
+    def commit(self, before: State, events: Sequence[Event], lock: Lock, now: float) -> State:
+        after, entries = before, []
+        for event in events:
+            after = apply_event(after, event)
+            address = str(touched(event) or "")
+            entries.append(JournalEntry(after.serial, now, type(event).__name__, address, lock.owner.person))
+        if not self._may_write(before, lock):
+            raise LostLock
+        self.state, self.commits = after, self.commits + 1
+        self.history += entries
+        return after
+
+    def _may_write(self, before: State, lock: Lock) -> bool:
+        assert self.state is not None
+        same = (self.state.serial, self.state.lineage) == (before.serial, before.lineage)
+        return same and self.lock is not None and self.lock.id == lock.id
+
+    def journal(self, after_serial: int) -> list[JournalEntry]:
+        return [entry for entry in self.history if entry.serial > after_serial]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class TableFile:
+    """The routing table file: what the router routes by."""
+
+    text: str | None = None
+
+    @property
+    def table(self) -> RoutingTable | None:
+        return None if self.text is None else decode(self.text)
+
+    @property
+    def version(self) -> int | None:
+        try:
+            table = self.table
+        except ValueError:
+            return None
+        return table.version if table else None
+
+    @property
+    def urls(self) -> frozenset[str]:
+        """Where requests go now."""
+        endpoints = self.table.endpoints if self.table else ()
+        return frozenset(b.url for e in endpoints for x in e.entities for b in x.backends)
+
+
+class NoRouter:
+    """A `RouterLink` to a router that adopts every table at once and has nothing in flight."""
+
+    async def adopted(self, table_version: int) -> None:
+        await asyncio.sleep(0)
+
+    async def drained(
+        self, address: InstanceAddress, timeout_s: float, report: Callable[[str], None]
+    ) -> None:
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Site:
+    """One site and everything in it. `boundary` is called with a name at every point where a process can die:
+    before and after each effect and each write."""
+
+    store: StateStore = field(default_factory=MemoryStore)
+    world: FakeWorld = field(default_factory=FakeWorld)
+    table: TableFile = field(default_factory=TableFile)
+    tables: list[RoutingTable] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    boundary: Callable[[str], None] = lambda name: None
+    pause: Callable[[], float] = lambda: 0.0
+    drifted: set[str] = field(default_factory=set)
+    path: Path | None = None
+    lineage: str = LINEAGE
+    _ops: Iterator[int] = field(default_factory=lambda: count(1))
+    _proved: set[str] = field(default_factory=set)
+
+    @property
+    def providers(self) -> Mapping[str, _Watched | ExternalProvider]:
+        return {"process": _Watched(self), "external": ExternalProvider(EnvSecrets(SECRETS))}
+
+    @property
+    def state(self) -> State:
+        return self.store.read() or State(self.lineage)
+
+    def look(self) -> Live:
+        return run(refresh(self.providers, self.lineage, self.state, self.table.version))
+
+    def plan(self, desired: Resolved, *, destroy: bool = False) -> Plan:
+        return make_plan(desired, self.state, self.look(), destroy=destroy)
+
+    def apply(self, plan: Plan, digest: str | None = None) -> Outcome | list[str]:
+        """What `servestate apply` does with a plan: the outcome, or why it is stale."""
+        return run(self.applying(plan, digest))
+
+    async def applying(
+        self, plan: Plan, digest: str | None = None, person: str = "ana"
+    ) -> Outcome | list[str]:
+        self.store.create(plan.lineage)
+        lock, _ = self.store.acquire(Owner("apply", person, "host", "1-1-boot"), 0.0)
+        try:
+            state = self.state
+            live = await refresh(self.providers, self.lineage, state, self.table.version)
+            reasons = moved(plan, state, live, digest)
+            if reasons:
+                return reasons
+            return await Executor(self._world(), state, lock, Reporter()).run(plan, live)
+        finally:
+            self.store.release(lock)
+
+    def _world(self) -> World:
+        def new_id() -> str:
+            return f"op-{next(self._ops)}"
+
+        store = _Bounded(self)
+        return World(store, self.providers, _Path(self), NoRouter(), new_id, clock=lambda: 0.0)
+
+    def converge(self, desired: Resolved) -> None:
+        """Plan and apply once, with nothing in the way; everything must be there afterwards."""
+        outcome = self.apply(self.plan(desired))
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.complete, outcome
+        self.check(desired)
+
+    def check(self, desired: Resolved | None = None) -> None:
+        """No violation so far; with `desired`, that the world is exactly that and nothing is left to do."""
+        assert not self.violations, "\n".join(self.violations)
+        if desired is not None:
+            plan = self.plan(desired)
+            assert plan.is_empty, [node.id for node in plan.nodes]
+            assert not plan.drift, plan.drift
+            assert self.orphans() == []
+
+    def orphans(self) -> list[str]:
+        """What runs and is not a ready instance of the state."""
+        ready = {i.handle for i in self.state.instances.values() if i.phase is Phase.READY}
+        return [str(t.marks.address) for t in self.world.things.values() if t.handle not in ready]
+
+    def routes(self) -> dict[str, dict[str, tuple[int, list[str]]]]:
+        """What the table says, by meaning: endpoint, entity, weight, revisions."""
+        table = self.table.table
+        return {
+            e.name: {x.name: (x.weight, [b.replica.split("#")[0] for b in x.backends]) for x in e.entities}
+            for e in (table.endpoints if table else ())
+        }
+
+    def running(self) -> list[str]:
+        """Revisions that run, without what depends on history (replica numbers, handles)."""
+        return sorted(str(t.marks.address).split("#")[0] for t in self.world.things.values())
+
+    def wrote(self, table: RoutingTable) -> None:
+        """P4, at the moment of the write."""
+        text = encode(table)
+        decode(text)  # raises unless the weights of every endpoint add up to 100
+        instances = {str(i.address): i for i in self.state.instances.values()}
+        by_url = {t.url: t for t in self.world.things.values()}
+        for endpoint in table.endpoints:
+            for backend in (b for e in endpoint.entities for b in e.backends):
+                instance = instances.get(backend.replica)
+                if instance is None or instance.phase is not Phase.READY:
+                    self.violations.append(
+                        f"P4: the table names {backend.replica}, which is not ready in state"
+                    )
+                    continue
+                if isinstance(instance.spec, ExternalSpec) or backend.replica in self.drifted:
+                    continue
+                thing = by_url.get(backend.url)
+                if (
+                    thing is None
+                    or thing.status is not LiveStatus.RUNNING
+                    or thing.handle not in self._proved
+                ):
+                    self.violations.append(f"P4: the table names {backend.replica}, which never proved ready")
+        self.boundary("table:before")
+        self.table.text = text
+        self.tables.append(table)
+        self.boundary("table:after")
+
+    def launching(self, marks: Marks) -> None:
+        """D1, at the moment of the effect."""
+        instance = self.state.instances.get(marks.address)
+        if instance is None or instance.phase is not Phase.LAUNCHING or instance.op != marks.op:
+            self.violations.append(f"D1: launch of {marks.address} without a committed intent")
+
+    def stopping(self, handle: str) -> None:
+        """P3 and D1, at the moment of the effect."""
+        thing = self.world.things.get(handle)
+        if thing is None:
+            return
+        if thing.url in self.table.urls:
+            self.violations.append(f"P3: {thing.marks.address} is stopped while requests are routed to it")
+        recorded = self.state.instances.get(thing.marks.address)
+        ours = recorded is not None and recorded.handle == handle
+        if ours and recorded.phase not in (Phase.STOPPING, Phase.FAILED):
+            self.violations.append(f"D1: stop of {thing.marks.address} without a committed intent")
+
+    def proved(self, handle: str) -> None:
+        self._proved.add(handle)
+
+
+class _Watched:
+    """The provider `process` of a site, every effect of it between two boundaries."""
+
+    name = "process"
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._inner = FakeProvider(site.world, self.name)
+
+    async def observe(self, lineage: str) -> list[Observation]:
+        return await self._inner.observe(lineage)
+
+    async def launch(self, spec: Spec, marks: Marks) -> Launched:
+        await asyncio.sleep(self._site.pause())
+        self._site.boundary("launch:before")
+        self._site.launching(marks)
+        launched = await self._inner.launch(spec, marks)
+        self._site.boundary("launch:after")
+        await asyncio.sleep(self._site.pause())
+        return launched
+
+    async def probe(self, handle: str, spec: Spec) -> Readiness:
+        self._site.boundary("probe")
+        await asyncio.sleep(self._site.pause())
+        seen = await self._inner.probe(handle, spec)
+        if isinstance(seen, Ready):
+            self._site.proved(handle)
+        return seen
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        await asyncio.sleep(self._site.pause())
+        self._site.boundary("stop:before")
+        self._site.stopping(handle)
+        await self._inner.stop(handle, grace_s)
+        self._site.boundary("stop:after")
+        await asyncio.sleep(self._site.pause())
+
+    async def logs(self, handle: str, tail: int) -> str:
+        return await self._inner.logs(handle, tail)
+
+
+class _Bounded:
+    """The store of a site as the executor sees it: every commit between two boundaries."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def commit(self, before: State, events: Sequence[Event], lock: Lock, now: float) -> State:
+        self._site.boundary("commit:before")
+        after = self._site.store.commit(before, events, lock, now)
+        self._site.boundary("commit:after")
+        return after
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Where the executor writes the table: leads to the site's double, or to the real file as well."""
+
+    site: Site
+
+
+@contextmanager
+def seams() -> Iterator[None]:
+    """Point the executor's two edges that are no arguments (table file, readiness clock) at a site."""
+    real_write = executor.write_table
+
+    def write(path: _Path | Path, table: RoutingTable) -> None:
+        if isinstance(path, Path):
+            real_write(path, table)
+            return
+        path.site.wrote(table)
+        if path.site.path is not None:
+            real_write(path.site.path, table)
+
+    async def wait(*args: object) -> None:
+        await await_ready(*args, clock=asyncio.get_running_loop().time)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "write_table", write)
+        patch.setattr(executor, "await_ready", wait)
+        yield
+
+
+class Reaper:
+    """Kills the process at the nth boundary; a dead process does nothing more."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+        self.names: list[str] = []
+        self.dead = False
+
+    def __call__(self, name: str) -> None:
+        if self.dead:
+            raise Killed
+        self.names.append(name)
+        self.left -= 1
+        if self.left == 0:
+            self.dead = True
+            raise Killed
+
+
+@contextmanager
+def killed_at(site: Site, nth: int) -> Iterator[Reaper]:
+    """Whatever runs in the body dies at its nth boundary, like at a kill -9; the lock stays behind."""
+    reaper = Reaper(nth)
+    was, site.boundary = site.boundary, reaper
+    try:
+        yield reaper
+    except Killed:
+        pass
+    finally:
+        site.boundary = was
+
+
+def local(name: str, weight: int, version: str = "A", **timings: object) -> ResolvedEntity:
+    """An entity that a provider starts; `version` decides its revision."""
+    spec = LaunchSpec("process", "command", f"model-{name}", args=("serve", "{port}", version))
+    return ResolvedEntity(name, weight, spec, revision(spec), Timings(**timings))  # type: ignore[arg-type]
+
+
+def external(name: str, weight: int, host: str = "one.example") -> ResolvedEntity:
+    """An entity that somebody else runs."""
+    spec = ExternalSpec("openai", f"https://{host}/v1/chat/completions", "gpt", "llm/v1/chat")
+    return ResolvedEntity(name, weight, spec, revision(spec), Timings())
+
+
+def endpoint(name: str, *entities: ResolvedEntity, **extra: object) -> ResolvedEndpoint:
+    """An endpoint whose block agrees with its entities."""
+    served = [{"name": e.name, "entity_name": e.spec.model} for e in sorted(entities, key=lambda e: e.name)]
+    config = {"served_entities": served, "routes": {e.name: e.weight for e in entities}}
+    protected = bool(extra.pop("protected", False))
+    block = canonical_json({"name": name, "config": config, **extra})
+    return ResolvedEndpoint(name, name.replace("-", "_"), block, entities, protected)
+
+
+def bundle(*endpoints: ResolvedEndpoint, name: str = "demo") -> Resolved:
+    """A bundle of these endpoints."""
+    ordered = tuple(sorted(endpoints, key=lambda e: e.name))
+    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected] for e in ordered]
+    return Resolved(name, ordered, digest([name, facts]))
+
+
+NOTHING = bundle()
