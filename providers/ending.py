@@ -7,6 +7,8 @@ import signal
 from collections.abc import Sequence
 
 from servestate.providers import cause, census, identity
+from servestate.providers.census import Tree
+from servestate.providers.identity import Identity
 from servestate.providers.protocol import TransientError
 from servestate.providers.rundir import Exit, Run
 
@@ -19,18 +21,31 @@ async def kill(nonce: str) -> None:
     """Kill every process of a launch and wait until there is none. The shim goes last: while it lives it
     reaps, and once alone it ends by itself. Raises TransientError when something does not end."""
     loop = asyncio.get_running_loop()
-    start, alone_since, pause = loop.time(), None, 0.002
-    while (tree := census.tree_of(nonce)) is not None:
+    start, alone_since, pause, empty_looks = loop.time(), None, 0.001, 0
+    seen: set[Identity] = set()
+    # A process in the midst of exec or of its end shows no marks for a moment: hence a second look, and what
+    # was seen once is waited for by identity.
+    while empty_looks < 2:
         now = loop.time()
-        if now - start > KILL_TIMEOUT_S:
-            raise TransientError(f"pid {tree.head.pid} does not end although it was killed")
-        for member in tree.members:
-            identity.send(member, signal.SIGKILL)
-        alone_since = None if tree.members else alone_since or now
-        if not tree.started or (alone_since is not None and now - alone_since > SHIM_ALONE_S):
-            identity.send(tree.head, signal.SIGKILL)
+        tree = census.tree_of(nonce)
+        if tree is not None:
+            seen |= {tree.head, *tree.members}
+            alone_since = None if tree.members else alone_since or now
+            _kill_once(tree, patient=alone_since is None or now - alone_since < SHIM_ALONE_S)
+        left = [one for one in seen if identity.alive(one)]
+        empty_looks = 0 if tree or left else empty_looks + 1
+        if left and now - start > KILL_TIMEOUT_S:
+            raise TransientError(f"pid {left[0].pid} does not end although it was killed")
         await asyncio.sleep(pause)
         pause = min(pause * 2, 0.1)
+
+
+def _kill_once(tree: Tree, patient: bool) -> None:
+    """Kill the tree, but not a shim that may still end by itself."""
+    for member in tree.members:
+        identity.send(member, signal.SIGKILL)
+    if not tree.started or not patient:
+        identity.send(tree.head, signal.SIGKILL)
 
 
 def why(run: Run, end: Exit | None, log: Sequence[str], lines: int) -> str:

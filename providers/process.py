@@ -230,7 +230,7 @@ class ProcessProvider:
             if identity.send(run.shim, signal.SIGTERM, signal.SIGCONT):
                 await identity.ended(run.shim, grace_s)
             await ending.kill(run.worn.nonce)
-            identity.alive(run.shim)  # collects it when it was our child
+            await identity.ended(run.shim, ending.KILL_TIMEOUT_S)  # collects it when it was our child
             folder = self._folder(run.worn)
             async with folder.locked():
                 if folder.run() in (run, None):

@@ -101,7 +101,7 @@ def test_a_launch_that_cannot_be_recorded_leaves_nothing_running(
     site, kit, monkeypatch, place, number, error
 ):
     async def go():
-        def refuse(*args):
+        def refuse(*args, **options):
             raise OSError(number, os.strerror(number), "somewhere")
 
         provider = site.provider()
@@ -120,7 +120,7 @@ def test_too_many_open_files_make_nothing_look_gone(site, kit, monkeypatch):
     async def go():
         provider, launched, spec = await kit.ready(site)
 
-        def refuse(*args):
+        def refuse(*args, **options):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         for name in ("processes", "environ", "stat"):

@@ -57,8 +57,7 @@ async def dead_launch(site, kit):
     pid = int(launched.handle.split(".")[0])
     (tree,) = site.trees()
     os.kill(tree.members[0].pid, signal.SIGKILL)
-    await kit.until(lambda: not site.pids())
-    await provider.probe(launched.handle, spec)  # collects it, as it is our child
+    await kit.until(lambda: not identity.alive(identity.parse(launched.handle)))  # which collects our child
     assert not Path(f"/proc/{pid}").exists()
     return provider, spec, launched.handle, pid
 
