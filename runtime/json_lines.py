@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from servestate.planner.change import Action, Change
+from servestate.planner.diagnostics import Diagnostic, Severity
 from servestate.planner.plan import Plan
 from servestate.planner.render import NO_CHANGES, counts, summary
 from servestate.planner.version import VERSION
@@ -42,6 +43,17 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     add, change, remove = counts(plan.changes)
     totals = {"add": add, "change": change, "import": 0, "remove": remove, "operation": "plan"}
     yield line("change_summary", NO_CHANGES if plan.is_empty else summary(plan), changes=totals)
+
+
+def diagnostic_line(found: Diagnostic) -> str:
+    """One finding; `range` is where it was made, absent when it has no place."""
+    body: dict[str, Any] = {"severity": str(found.severity), "summary": found.what, "detail": found.detail}
+    body |= {"code": found.code, "fix": found.fix}
+    if found.where is not None:
+        start = {"line": found.where.line, "column": found.where.column}
+        body["range"] = {"filename": found.where.file, "start": start}
+    level = "warn" if found.severity is Severity.WARNING else "error"
+    return line("diagnostic", f"{found.code} {found.what}", level=level, diagnostic=body)
 
 
 def _change(change: Change) -> dict[str, Any]:

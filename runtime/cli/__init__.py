@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = import_module(f"servestate.runtime.cli.{arguments.module}")
     from servestate.runtime.cli.output import guarded
 
-    return guarded(lambda: int(verb.run(arguments)))
+    lines = arguments.verb in _JSON_LINES and arguments.json
+    return guarded(lambda: int(verb.run(arguments)), as_json_lines=lines)
+
+
+_JSON_LINES = frozenset({"plan", "apply", "destroy"})
+"""The verbs whose --json is a stream of lines, not one document."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+from servestate.planner.diagnostics import Diagnostic
 from servestate.planner.plan import Plan
 from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
 from servestate.runtime.apply import Finished, Stale, carry_out
 from servestate.runtime.cli.common import desired_of, resolve_desired, situation, workspace_of
-from servestate.runtime.cli.output import Exit, complain, palette, say
+from servestate.runtime.cli.output import Exit, complain, palette, say, say_json_diagnostics
 from servestate.runtime.cli.reporters import reporter_for
 from servestate.runtime.cli.show import read_plan
 from servestate.runtime.configuration import has_configuration
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         reporter.close()
     if isinstance(result, Stale):
-        return _refuse_stale(result, plan)
+        return _refuse_stale(result, arguments)
     return _conclude(result, plan, arguments)
 
 
@@ -101,13 +102,20 @@ def _refuse_blocked(plan: Plan) -> int:
     return exit_codes.REFUSED
 
 
-def _refuse_stale(stale: Stale, plan: Plan) -> int:
-    complain("Error: Saved plan is stale\n")
+def _refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
+    saved = arguments.plan is not None
+    complain(
+        "Error: Saved plan is stale\n" if saved else "Error: the world has changed since it was planned\n"
+    )
     for reason in stale.moved:
         complain(f"  {reason}")
     for entry in stale.journal:
         complain(f"  {entry.serial}  {entry.address}  {entry.event}  by {entry.by}")
-    complain("\nNothing was changed. Make a new plan with: servestate plan --out=FILE")
+    again = "servestate plan --out=FILE" if saved else f"servestate {arguments.verb}"
+    complain(f"\nNothing was changed. Plan anew with: {again}")
+    if arguments.json:
+        writes = [{"serial": e.serial, "address": e.address, "by": e.by} for e in stale.journal]
+        say(line("stale", "the plan is stale", level="error", moved=list(stale.moved), writes=writes))
     return exit_codes.REFUSED
 
 
@@ -121,6 +129,8 @@ def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> in
         complain("\n".join(f"  {line}" for line in why.splitlines()))
     if outcome.lost is not None:
         complain(f"\nError: {outcome.lost or 'lost lock: somebody else writes this state now'}")
+    if arguments.json:
+        say_json_diagnostics(Diagnostic("SS411", id, detail=why) for id, why in outcome.failed.items())
     total = len(plan.nodes)
     complain(f"\n{_ending(result)} {len(outcome.done)} of {total} steps done, the state holds what was done.")
     complain(f"To go on, run again: servestate {arguments.verb}")

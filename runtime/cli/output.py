@@ -10,6 +10,7 @@ from typing import TextIO
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
 from servestate.planner.render import COLOURS, PLAIN, Palette
+from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime import exit_codes
 from servestate.runtime.store.protocol import LockHeld, StoreError
 
@@ -58,21 +59,22 @@ def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
         complain(f"{prefix}{found}")
 
 
-def guarded(verb: Callable[[], int]) -> int:
-    """Run a verb; every expected error becomes its message and exit code, never a traceback."""
+def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
+    """Run a verb; every expected error becomes its message and exit code, never a traceback. With
+    `as_json_lines`, findings go to standard output as diagnostic objects too, beside the text for people."""
     try:
         return verb()
+    except (InvalidInput, StoreError, PermanentError, TransientError) as error:
+        found = diagnostics_of(error)
+        show_diagnostics(found)
+        if as_json_lines:
+            say_json_diagnostics(found)
+        return exit_codes.ERROR
     except Exit as end:
         return end.code
     except Usage as error:
         complain(f"servestate: error: {error}")
         return exit_codes.USAGE
-    except InvalidInput as error:
-        show_diagnostics(error.diagnostics)
-        return exit_codes.ERROR
-    except StoreError as error:
-        show_diagnostics([error.diagnostic])
-        return exit_codes.ERROR
     except LockHeld as error:
         complain(describe_lock(error))
         return exit_codes.LOCKED
@@ -83,6 +85,27 @@ def guarded(verb: Callable[[], int]) -> int:
         # The reader of our output has gone (`| head`); let the interpreter's own flush find /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.ERROR
+
+
+def diagnostics_of(error: Exception) -> tuple[Diagnostic, ...]:
+    """The findings that an error carries."""
+    match error:
+        case InvalidInput():
+            return error.diagnostics
+        case StoreError():
+            return (error.diagnostic,)
+        case PermanentError():
+            return (Diagnostic(error.code, error.what, error.fix),)
+        case _:
+            return (Diagnostic("SS500", str(error), "try again"),)
+
+
+def say_json_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
+    """One `diagnostic` object per finding on standard output."""
+    from servestate.runtime.json_lines import diagnostic_line
+
+    for found in diagnostics:
+        say(diagnostic_line(found))
 
 
 def describe_lock(error: LockHeld) -> str:
