@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-
-from servestate.planner.spec.findings import Findings
-from servestate.planner.spec.places import pack
+from collections.abc import Iterator
+from itertools import islice
 
 _SHOWN = 10
 _LONGEST = 60
@@ -20,26 +19,20 @@ _REFUSED = re.compile(
 )
 
 
-def check_characters(text: str, number: int, findings: Findings) -> bool:
-    """Whether all characters of document `number` can be shown and stored. Those that cannot are found."""
-    position = -1
-    for found, match in enumerate(_REFUSED.finditer(text)):
-        if found == _SHOWN:
-            break
-        position = match.start()
-        line = text.count("\n", 0, position)
-        mark = pack(number, line, position - text.rfind("\n", 0, position) - 1)
-        findings.error("SS151", f"the file contains {_named(match[0])}", _fix(match[0]), mark)
-    return position < 0
+def refused_characters(text: str) -> Iterator[tuple[int, str]]:
+    """Position and character of the first few that cannot be shown or stored."""
+    return ((match.start(), match[0]) for match in islice(_REFUSED.finditer(text), _SHOWN))
 
 
-def _fix(character: str) -> str:
+def how_to_mend(character: str) -> str:
+    """What to do about a refused character."""
     if "\ud800" <= character <= "\udfff":
         return "save the file as UTF-8"
     return 'delete it; inside double quotes it can be written as an escape such as "\\u200E"'
 
 
-def _named(character: str) -> str:
+def named(character: str) -> str:
+    """A refused character in words."""
     if "\ud800" <= character <= "\udfff":
         return "bytes that are not UTF-8"
     name = unicodedata.name(character, "a control character")
@@ -55,7 +48,9 @@ def describe_odd(text: str) -> str:
     return ""
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, longest: int = _LONGEST) -> str:
     """`text` on one line and of a length that fits into a message, with nothing invisible in it."""
-    shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    shown = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return (
+        shown if shown.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    )

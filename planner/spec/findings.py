@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
+from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity, Where
+from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.places import Path, where
 
 LIMIT = 500
 """Errors after which loading stops. A generated file can hold a million mistakes; nobody reads that many."""
 
+_LONGEST = 500
 LISTED = 3
 """Further places of a warning that are listed."""
 
@@ -50,18 +52,22 @@ class Findings:
             more = len(places) - 1 - len(others)
             detail = f"also at {', '.join(others)}" if others else ""
             detail += f" and {more} more" if more else ""
-            place = where(mark, self.names, path)
+            place = self._where(mark, path)
             noted.append((mark, Diagnostic(code, what, fix, place, detail, Severity.WARNING)))
         return noted
 
     def _add(
         self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str
     ) -> None:
-        place = None if mark is None else where(mark, self.names, path)
-        finding = Diagnostic(code, what, fix, place, detail, severity)
+        place = None if mark is None else self._where(mark, path)
+        detail = "\n".join(shorten(line, _LONGEST) for line in detail.splitlines())
+        finding = Diagnostic(code, shorten(what, _LONGEST), shorten(fix, _LONGEST), place, detail, severity)
         self._found[severity].append((-1 if mark is None else mark, finding))
         if severity is Severity.ERROR and len(self._found[severity]) >= LIMIT:
             raise TooMany
+
+    def _where(self, mark: int, path: Path) -> Where:
+        return where(mark, self.names, tuple(shorten(p) if isinstance(p, str) else p for p in path))
 
     @property
     def failed(self) -> bool:

@@ -47,9 +47,8 @@ def framed(root: Block, findings: Findings) -> Block:
     kept = _with_resources(kept, (), findings)
     if "targets" in kept:
         kept = _with(kept, "targets", _targets(kept["targets"], findings))
-    for name, variable in kept.get("variables", {}).items():
-        if variable is not None:
-            _check_variable(kept["variables"], name, findings)
+    if "variables" in kept:
+        _check_variables(kept["variables"], findings)
     if "bundle" in kept:
         _mappings(kept["bundle"], (), _BUNDLE, ("bundle",), findings)
     return kept
@@ -69,13 +68,17 @@ def _mappings(
                 what = f"{dotted((*path, key))} must be a mapping"
                 findings.error("SS161", what, "write its keys below it, indented", marks[1], (*path, key))
         elif key not in others:
-            inside = f" in {dotted(path)}" if path else ""
-            known = [*ours, *others]
-            fix = f"correct or remove it{did_you_mean(key, known)}; known are {', '.join(known)}"
-            findings.error(
-                "SS160", f'the key "{shorten(key)}" is not known{inside}', fix, marks[0], (*path, key)
-            )
+            _unknown(key, marks[0], path, ours or others, [*ours, *others], findings)
     return kept
+
+
+def _unknown(
+    key: str, mark: int, path: Path, listed: Sequence[str], known: Sequence[str], findings: Findings
+) -> None:
+    inside = f" in {dotted(path)}" if path else ""
+    hint = did_you_mean(key, known) or f"; known are {', '.join(listed)}"
+    what = f'the key "{shorten(key)}" is not known{inside}'
+    findings.error("SS160", what, f"correct or remove it{hint}", mark, (*path, key))
 
 
 def _with(block: Block, name: str, changed: Any) -> Block:
@@ -138,11 +141,11 @@ def _target(target: Block, path: Path, findings: Findings) -> Block:
     return _with_resources(kept, path, findings)
 
 
-def _check_variable(variables: Block, name: str, findings: Findings) -> None:
-    variable, marks = variables[name], variables.marks_of(name)
-    path = ("variables", name)
-    if isinstance(variable, Block):
-        _mappings(variable, (), _VARIABLE, path, findings)
-    else:
-        what = f"{dotted(path)} must be a mapping"
-        findings.error("SS161", what, f"write {shorten(name)}: {{default: …}}", marks[1], path)
+def _check_variables(variables: Block, findings: Findings) -> None:
+    for name, variable, marks in variables.entries():
+        path = ("variables", name)
+        if isinstance(variable, Block):
+            _mappings(variable, (), _VARIABLE, path, findings)
+        elif variable is not None:
+            fix = f"write {shorten(name)}: {{default: …}}"
+            findings.error("SS161", f"{dotted(path)} must be a mapping", fix, marks[1], path)

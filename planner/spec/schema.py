@@ -21,6 +21,7 @@ _M = TypeVar("_M", bound=BaseModel)
 _SECRET = re.compile(
     r"plaintext|secret|token|passw|credential|api_key|access_key|private_key|auth|environment_vars|\Aenv\Z|_config\Z"
 )
+_LISTABLE = 2000
 _TEXT_MAPS = frozenset({"environment_vars", "env"})
 
 _ANSWERED = frozenset(
@@ -62,6 +63,10 @@ def validate(kind: type[_M], block: Block, path: Path, findings: Findings) -> _M
     try:
         return kind.model_validate(block)
     except ValidationError as error:
+        if error.error_count() > _LISTABLE:
+            what = f"{dotted(path)} has {error.error_count():,} mistakes, too many to list"
+            findings.error("SS161", what, "check that it is what its key says", block.marks[0], path)
+            return None
         details = error.errors(include_url=False)
     if any(detail["input"] is None for detail in details):
         # A key without a value means "not given" (N6). Rare, so the common case does not pay for it.

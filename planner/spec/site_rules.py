@@ -20,6 +20,7 @@ _PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}\Z")
 _PATH = re.compile(r"/[!-~]*\Z")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared with, not bound to
 _TOP_PORT = 65535
+_OVERRIDES_SHOWN = 20
 
 
 def listeners(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
@@ -142,11 +143,11 @@ def overrides(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None
     if not site.overrides:
         return
     known = {e.name for e in endpoints} | {f"{e.name}/{x.name}" for e in endpoints for x in e.entities}
-    for address in site.overrides:
-        if address not in known:
-            what = f'servestate.overrides has "{shorten(address)}", which no endpoint or entity is called'
-            fix = f"correct or remove it{did_you_mean(address, known)}"
-            report.warning("SS186", what, fix, "overrides", address)
+    unknown = [address for address in site.overrides if address not in known]
+    for address in unknown[:_OVERRIDES_SHOWN]:
+        what = f'servestate.overrides has "{shorten(address)}", which no endpoint or entity is called'
+        fix = f"correct or remove it{did_you_mean(address, known)}"
+        report.warning("SS186", what, fix, "overrides", address)
 
 
 Rule = Callable[[Site, Sequence[Endpoint], Report], None]

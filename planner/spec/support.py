@@ -188,7 +188,5 @@ def route_optimized(endpoint: Endpoint, report: Report) -> None:
 def no_config(endpoint: Endpoint, report: Report) -> None:
     """N12: an endpoint without a config serves nothing, or goes on with what it has."""
     if endpoint.config is None:
-        what = f'"{endpoint.name}" has no config: nothing about its models changes'
-        report.warning(
-            "SS146", what, "add config.served_entities, or remove the block to delete the endpoint"
-        )
+        what = "an endpoint has no config: nothing about its models changes"
+        report.note("SS146", what, "add config.served_entities, or remove the block to delete the endpoint")

@@ -10,7 +10,7 @@ from servestate.planner.spec.frame import framed
 from servestate.planner.spec.layers import join
 from servestate.planner.spec.places import Block
 from servestate.planner.spec.targets import apply_target, chosen, name_prefix, prefixed
-from servestate.planner.spec.variables import Scope, check_given
+from servestate.planner.spec.variables import Scope, check_given, defaults
 from servestate.planner.spec.yaml_text import Budget, read
 
 ENDPOINTS = ("resources", "model_serving_endpoints")
@@ -57,8 +57,8 @@ def compose(source: Source, findings: Findings) -> Tree:
     target_name, target = chosen(root, source.target, findings)
     root = apply_target(root, target)
     scope = Scope(
-        declared=_child(root, "variables"),
-        target=_child(target, "variables"),
+        declared=defaults(_child(root, "variables")),
+        target=defaults(_child(target, "variables")),
         given=source.variables,
         environ=source.environ,
         target_name=target_name,

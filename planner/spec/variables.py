@@ -29,6 +29,12 @@ _ENDPOINTS = ".".join(_ENDPOINT_PATH) + "."
 _MAX_CHAIN = 50
 
 
+Given = tuple[Any, int]
+"""A value and its mark. None where a variable is declared without a value."""
+
+_NOTHING: Given = (None, 0)
+
+
 class _Unresolved(Exception):
     """A reference has no value; the reason is among the findings."""
 
@@ -49,8 +55,8 @@ class Scope:
     resolved, outermost first, by which a circle is noticed.
     """
 
-    declared: Block
-    target: Block
+    declared: Mapping[str, Given]
+    target: Mapping[str, Given]
     given: Mapping[str, str]
     environ: Mapping[str, str]
     target_name: str
@@ -168,9 +174,8 @@ class Scope:
             return self.given[name]
         if ENVIRONMENT_PREFIX + name in self.environ:
             return self.environ[ENVIRONMENT_PREFIX + name]
-        for block in (self.target, self.declared):
-            if (found := _default(block, name)) is not None:
-                value, mark = found
+        for value, mark in (self.target.get(name, _NOTHING), self.declared[name]):
+            if value is not None:
                 return self.replace(value, mark, ("variables", name))
         by_environment = f"{ENVIRONMENT_PREFIX}{name}=VALUE in the environment"
         fix = f"pass --var {name}=VALUE, or set {by_environment}, or give it a default"
@@ -188,15 +193,17 @@ class Scope:
         raise _Unresolved
 
 
-def _default(variables: Block, name: str) -> tuple[Any, int] | None:
-    """The value that a `variables` block gives `name`, and its mark: `{default: value}`, or in targets a
-    plain value."""
-    value = variables.get(name)
-    if not isinstance(value, Block):
-        return None if value is None else (value, variables.marks_of(name)[1])
-    if value.get("default") is None:
-        return None
-    return value["default"], value.marks_of("default")[1]
+def defaults(variables: Block) -> dict[str, Given]:
+    """What a `variables` block gives each variable: `{default: value}`, or in targets a plain value."""
+    found: dict[str, Given] = {}
+    for name, value, marks in variables.entries():
+        if not isinstance(value, Block):
+            found[name] = (value, marks[1])
+        elif "default" in value:
+            found[name] = (value["default"], value.marks_of("default")[1])
+        else:
+            found[name] = _NOTHING
+    return found
 
 
 def check_given(scope: Scope) -> None:

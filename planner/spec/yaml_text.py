@@ -23,7 +23,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from servestate.planner.spec.characters import check_characters, shorten
+from servestate.planner.spec.characters import how_to_mend, named, refused_characters, shorten
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.places import LINE_SHIFT, Block, Items, pack, where
 from servestate.planner.spec.scalars import Resolved, Scalar, resolve
@@ -35,13 +35,13 @@ except ImportError:  # PyYAML built without libyaml: the same events, twenty tim
     from yaml.loader import BaseLoader as _Parser  # type: ignore[assignment]
 
 MAX_CHARACTERS = 8 * 1024 * 1024
-"""Of one document: some 25,000 endpoints."""
+"""Of one document."""
 
 MAX_DEPTH = 64
 """Nested mappings and lists. The deepest field of the serving API is at 12."""
 
-MAX_VALUES = 1_000_000
-"""Values of all documents together, with every alias counted as often as it is used."""
+MAX_VALUES = 500_000
+"""Values of all documents together, every alias counted as often as it is used. Some 25,000 endpoints."""
 
 _CORE = "tag:yaml.org,2002:"
 _MAP_TAGS = frozenset({None, "!", f"{_CORE}map"})
@@ -80,7 +80,7 @@ def read(text: str, number: int, findings: Findings, budget: Budget) -> Block | 
         )
         return None
     text = text.removeprefix("\ufeff")
-    if not check_characters(text, number, findings):
+    if not _readable(text, number, findings):
         return None
     try:
         return _Reader(text, number, findings, budget).root()
@@ -89,6 +89,17 @@ def read(text: str, number: int, findings: Findings, budget: Budget) -> Block | 
     except YAMLError as error:
         explain(error, text, number, findings)
         return None
+
+
+def _readable(text: str, number: int, findings: Findings) -> bool:
+    """Whether all characters of document `number` can be shown and stored. Those that cannot are found."""
+    position = -1
+    for position, character in refused_characters(text):
+        line = text.count("\n", 0, position)
+        mark = pack(number, line, position - text.rfind("\n", 0, position) - 1)
+        what = f"the file contains {named(character)}"
+        findings.error("SS151", what, how_to_mend(character), mark)
+    return position < 0
 
 
 class _Reader:
@@ -165,7 +176,7 @@ class _Reader:
         marks = block.marks = array("Q", (self._mark(start),))
         merged: list[Block] = []
         # The hot loop of loading. Most of an endpoint is unanchored scalars, so those are read in line.
-        next_event, base, plain = self.next, self.base, self.plain
+        next_event, base, plain, room = self.next, self.base, self.plain, self.budget.values
         while (event := next_event()).__class__ is not MappingEndEvent:
             key = self._key(event)
             below = next_event()
@@ -184,6 +195,8 @@ class _Reader:
                 merged += self._mergeable(value, below)
             else:
                 block[key] = value
+                if len(block) > room:
+                    self._spend(len(block), event)
                 mark, at = event.start_mark, below.start_mark
                 marks.append(base + (mark.line << LINE_SHIFT) + mark.column)
                 marks.append(base + (at.line << LINE_SHIFT) + at.column)
@@ -226,6 +239,8 @@ class _Reader:
         items = Items.at(self._mark(start))
         while (event := self.next()).__class__ is not SequenceEndEvent:
             items.add(self._value(event), self._mark(event))
+            if len(items) > self.budget.values:
+                self._spend(len(items), event)
         return items
 
     def _scalar(self, event: Any) -> Any:
