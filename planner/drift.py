@@ -43,9 +43,15 @@ def find_drift(state: State, live: Live) -> list[Drift]:
     found += [
         Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {seen.handle}")
         for seen in strays(state, live)
+        if seen in live.duplicates or not _is_reported(state.instances.get(seen.address))
     ]
     found += _of_table(state, live)
     return sorted(found, key=lambda d: (d.address, d.live))
+
+
+def _is_reported(instance: Instance | None) -> bool:
+    """Whether the instance's own drift says that something else wears its address."""
+    return instance is not None and instance.phase in _EXPECTED_LIVE
 
 
 def _of_instance(instance: Instance, seen: Observation | None) -> Drift | None:

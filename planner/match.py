@@ -77,9 +77,15 @@ def by_entity(instances: Iterable[Instance]) -> Mapping[EntityAddress, list[Inst
 
 
 def strays(state: State, live: Live) -> list[Observation]:
-    """What wears our marks but is in no state, and what duplicates something that is."""
-    unknown = [seen for address, seen in live.instances.items() if address not in state.instances]
+    """What wears our marks but is not what state names: of an address it does not have, or of one that it has
+    with another handle (a launch that failed after it acted), and what duplicates another."""
+    unknown = [seen for seen in live.instances.values() if not _is_recorded(seen, state)]
     return sorted([*unknown, *live.duplicates], key=lambda s: (s.address, s.handle))
+
+
+def _is_recorded(seen: Observation, state: State) -> bool:
+    recorded = state.instances.get(seen.address)
+    return recorded is not None and recorded.handle == seen.handle
 
 
 _PREFERENCE = {Phase.READY: 0, Phase.STARTING: 1, Phase.LAUNCHING: 2}
