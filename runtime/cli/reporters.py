@@ -214,7 +214,7 @@ class LiveReporter(TextReporter):
         self._live.stop()
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
         from rich.table import Table
