@@ -9,7 +9,7 @@ from servestate.planner.state import State
 from servestate.runtime import exit_codes
 from servestate.runtime.cli import apply
 from servestate.runtime.cli.common import workspace_of
-from servestate.runtime.cli.output import say
+from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.query import body_for
 from servestate.runtime.cli.serve import router_url, serve
 from servestate.runtime.workspace import Workspace
@@ -22,7 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
         return code
     workspace = workspace_of(arguments)
     say(summary(workspace))
-    return serve(workspace)
+    code = serve(workspace)
+    complain("servestate: the router has stopped; model servers keep running (servestate destroy stops them)")
+    return code
 
 
 def summary(workspace: Workspace) -> str:
