@@ -25,6 +25,7 @@ from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntit
 from servestate.planner.revision import canonical_json, digest, revision
 from servestate.planner.stale import moved
 from servestate.planner.state import Event, Phase, State, apply_event, touched
+from servestate.planner.steps import Node
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import decode, encode
 from servestate.planner.timings import Timings
@@ -34,7 +35,7 @@ from servestate.providers.protocol import Launched, Marks, Readiness, Ready
 from servestate.providers.readiness import await_ready
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime import executor
-from servestate.runtime.executor import Executor, Outcome, World
+from servestate.runtime.executor import Executor, Outcome
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.store.protocol import (
@@ -79,9 +80,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _Selector()
         super().__init__(self._jumping)
+        self.set_exception_handler(_unless_killed)
 
     def time(self) -> float:
         return self._jumping.now
+
+
+def _unless_killed(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Nobody is left to ask how the tasks of a killed process ended."""
+    if not isinstance(context.get("exception"), Killed):
+        loop.default_exception_handler(context)
 
 
 def run(coroutine):
@@ -191,19 +199,29 @@ class NoRouter:
         await asyncio.sleep(0)
 
 
+class World(FakeWorld):
+    """The fake world, which can also get well again."""
+
+    def heal(self) -> None:
+        """From now on nothing fails and everything gets ready at once."""
+        self._faults.clear()
+        self._behaviours.clear()
+
+
 @dataclass
 class Site:
     """One site and everything in it. `boundary` is called with a name at every point where a process can die:
     before and after each effect and each write."""
 
     store: StateStore = field(default_factory=MemoryStore)
-    world: FakeWorld = field(default_factory=FakeWorld)
+    world: World = field(default_factory=World)
     table: TableFile = field(default_factory=TableFile)
     tables: list[RoutingTable] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     boundary: Callable[[str], None] = lambda name: None
     pause: Callable[[], float] = lambda: 0.0
     drifted: set[str] = field(default_factory=set)
+    started: list[str] = field(default_factory=list)
     path: Path | None = None
     lineage: str = LINEAGE
     _ops: Iterator[int] = field(default_factory=lambda: count(1))
@@ -223,13 +241,14 @@ class Site:
     def plan(self, desired: Resolved, *, destroy: bool = False) -> Plan:
         return make_plan(desired, self.state, self.look(), destroy=destroy)
 
-    def apply(self, plan: Plan, digest: str | None = None) -> Outcome | list[str]:
+    def apply(self, plan: Plan, digest: str | None = None, *, stop_at: int = 0) -> Outcome | list[str]:
         """What `servestate apply` does with a plan: the outcome, or why it is stale."""
-        return run(self.applying(plan, digest))
+        return run(self.applying(plan, digest, stop_at=stop_at))
 
     async def applying(
-        self, plan: Plan, digest: str | None = None, person: str = "ana"
+        self, plan: Plan, digest: str | None = None, *, person: str = "ana", stop_at: int = 0
     ) -> Outcome | list[str]:
+        """The same inside a loop. With `stop_at`, Ctrl-C arrives as that step starts."""
         self.store.create(plan.lineage)
         lock, _ = self.store.acquire(Owner("apply", person, "host", "1-1-boot"), 0.0)
         try:
@@ -238,16 +257,18 @@ class Site:
             reasons = moved(plan, state, live, digest)
             if reasons:
                 return reasons
-            return await Executor(self._world(), state, lock, Reporter()).run(plan, live)
+            watcher = _Watcher(self, stop_at)
+            watcher.executor = Executor(self._reach(), state, lock, watcher)
+            return await watcher.executor.run(plan, live)
         finally:
             self.store.release(lock)
 
-    def _world(self) -> World:
+    def _reach(self) -> executor.World:
         def new_id() -> str:
             return f"op-{next(self._ops)}"
 
         store = _Bounded(self)
-        return World(store, self.providers, _Path(self), NoRouter(), new_id, clock=lambda: 0.0)
+        return executor.World(store, self.providers, _Path(self), NoRouter(), new_id, clock=lambda: 0.0)
 
     def converge(self, desired: Resolved) -> None:
         """Plan and apply once, with nothing in the way; everything must be there afterwards."""
@@ -281,6 +302,18 @@ class Site:
     def running(self) -> list[str]:
         """Revisions that run, without what depends on history (replica numbers, handles)."""
         return sorted(str(t.marks.address).split("#")[0] for t in self.world.things.values())
+
+    def meaning(self) -> object:
+        """All that must be equal where two histories end in the same place: everything except serials,
+        replica numbers, handles and ids."""
+        endpoints = {
+            name: (e.key, e.owner, e.block, e.protected, [(t.entity, t.weight) for t in e.targets])
+            for name, e in self.state.endpoints.items()
+        }
+        instances = sorted(
+            (str(i.address.of), i.address.revision, i.phase, i.why) for i in self.state.instances.values()
+        )
+        return endpoints, instances, self.routes(), self.running()
 
     def wrote(self, table: RoutingTable) -> None:
         """P4, at the moment of the write."""
@@ -330,6 +363,28 @@ class Site:
 
     def proved(self, handle: str) -> None:
         self._proved.add(handle)
+
+
+class _Watcher(Reporter):
+    """P7, as the steps run; and the person who presses Ctrl-C."""
+
+    executor: Executor
+
+    def __init__(self, site: Site, stop_at: int) -> None:
+        self._site = site
+        self._left = stop_at
+        self._done: set[str] = set()
+
+    def step_started(self, node: Node) -> None:
+        if not self._done.issuperset(node.needs):
+            self._site.violations.append(f"P7: {node.id} started before {node.needs}")
+        self._site.started.append(node.id)
+        self._left -= 1
+        if self._left == 0:
+            self.executor.stop()
+
+    def step_done(self, node: Node, elapsed_s: float) -> None:
+        self._done.add(node.id)
 
 
 class _Watched:
@@ -435,13 +490,16 @@ class Reaper:
 
 @contextmanager
 def killed_at(site: Site, nth: int) -> Iterator[Reaper]:
-    """Whatever runs in the body dies at its nth boundary, like at a kill -9; the lock stays behind."""
+    """Whatever runs in the body dies at its nth boundary, like at a kill -9; the lock it leaves is broken, as
+    that of a process that is gone always is."""
     reaper = Reaper(nth)
     was, site.boundary = site.boundary, reaper
     try:
         yield reaper
     except Killed:
-        pass
+        held = site.store.held()
+        if held is not None:
+            site.store.break_lock(held.id)
     finally:
         site.boundary = was
 
