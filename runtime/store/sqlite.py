@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from servestate.planner.address import EndpointAddress
 from servestate.planner.codec import (
@@ -26,6 +27,7 @@ LOCK_SECONDS = 60.0
 """A lock that is not renewed for this long is taken for abandoned."""
 
 _BUSY_SECONDS = 5.0
+_Answer = TypeVar("_Answer")
 _SCHEMA = """
 CREATE TABLE meta (
   one INTEGER PRIMARY KEY CHECK (one = 1), format_version INTEGER NOT NULL, lineage TEXT NOT NULL,
@@ -54,13 +56,7 @@ class SqliteStore:
         if not self._path.exists():
             return None
         with self._failing("read"):
-            if self._connection is not None:
-                return self._read(self._connection)
-            connection = self._open("ro")
-            try:
-                return self._read(connection)
-            finally:
-                connection.close()
+            return self._ask(self._read) if self._connection is None else self._read(self._connection)
 
     def create(self, lineage: str) -> State:
         """See `StateStore.create`."""
@@ -103,11 +99,7 @@ class SqliteStore:
         if not self._path.exists():
             return None
         with self._failing("read"):
-            connection = self._open("ro")
-            try:
-                return _held(connection) if _has_schema(connection) else None
-            finally:
-                connection.close()
+            return self._ask(lambda connection: _held(connection) if _has_schema(connection) else None)
 
     def break_lock(self, id: str) -> bool:
         """See `StateStore.break_lock`."""
@@ -119,18 +111,19 @@ class SqliteStore:
     def commit(self, before: State, events: Sequence[Event], lock: Lock, now: float) -> State:
         """See `StateStore.commit`."""
         with self._failing("write"), self._transaction() as connection:
-            after = before
-            for event in events:
-                after = apply_event(after, event)
-                _write_event(connection, after, event, lock, now)
             # The condition is the fence: a holder that was frozen, or whose lock was broken, writes nothing.
             swapped = connection.execute(
-                "UPDATE meta SET serial = ?, table_serial = ? WHERE serial = ? AND lineage = ?"
+                "UPDATE meta SET serial = ? WHERE serial = ? AND lineage = ?"
                 " AND EXISTS (SELECT 1 FROM lock WHERE id = ?)",
-                (after.serial, after.table_serial, before.serial, before.lineage, lock.id),
+                (before.serial + len(events), before.serial, before.lineage, lock.id),
             )
             if swapped.rowcount != 1:
                 raise LostLock
+            after = before
+            for event in events:  # one state at a time: a batch of all of them would be quadratic in memory
+                after = apply_event(after, event)
+                _write_event(connection, after, event, lock, now)
+            connection.execute("UPDATE meta SET table_serial = ?", (after.table_serial,))
         return after
 
     def journal(self, after_serial: int) -> list[JournalEntry]:
@@ -138,15 +131,7 @@ class SqliteStore:
         if not self._path.exists():
             return []
         with self._failing("read"):
-            connection = self._open("ro")
-            try:
-                rows = connection.execute(
-                    "SELECT serial, at, event, address, by FROM journal WHERE serial > ? ORDER BY serial",
-                    (after_serial,),
-                )
-                return [JournalEntry(*row) for row in rows]
-            finally:
-                connection.close()
+            return self._ask(lambda connection: _journal(connection, after_serial))
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -154,15 +139,46 @@ class SqliteStore:
             self._connection.close()
             self._connection = None
 
-    def _open(self, mode: str) -> sqlite3.Connection:
-        uri = f"{self._path.absolute().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
-        connection.execute("PRAGMA query_only = " + ("ON" if mode == "ro" else "OFF"))
-        return connection
+    def _ask(self, question: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Put a question and leave no trace.
+
+        Without a -wal file the database file alone is the state, and SQLite is told to take it for immutable:
+        it would create -wal and -shm for a mere reader, and fail where nothing may be written. Should the
+        file turn out to have changed meanwhile, the question is put again the usual way.
+        """
+        before = self._at_rest()
+        if before is not None:
+            try:
+                answer = self._put(question, "mode=ro&immutable=1")
+            except (sqlite3.Error, FormatError):
+                if self._at_rest() == before:
+                    raise
+            else:
+                if self._at_rest() == before:
+                    return answer
+        return self._put(question, "mode=ro")
+
+    def _put(self, question: Callable[[sqlite3.Connection], _Answer], how: str) -> _Answer:
+        connection = self._open(how)
+        try:
+            return question(connection)
+        finally:
+            connection.close()
+
+    def _at_rest(self) -> tuple[int, int, int] | None:
+        """Which file it is and when it was last written; None while a -wal file holds part of the state."""
+        if self._path.with_name(f"{self._path.name}-wal").exists():
+            return None
+        status = self._path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _open(self, how: str) -> sqlite3.Connection:
+        uri = f"{self._path.absolute().as_uri()}?{how}"
+        return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
 
     def _writer(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = self._open("rwc")
+            self._connection = self._open("mode=rwc")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
         return self._connection
@@ -240,6 +256,14 @@ def _held(connection: sqlite3.Connection) -> Lock | None:
         return None
     id, owner, created, expires = row
     return Lock(id, Owner(**json.loads(owner)), created, expires)
+
+
+def _journal(connection: sqlite3.Connection, after_serial: int) -> list[JournalEntry]:
+    rows = connection.execute(
+        "SELECT serial, at, event, address, by FROM journal WHERE serial > ? ORDER BY serial",
+        (after_serial,),
+    )
+    return [JournalEntry(*row) for row in rows]
 
 
 def _write_event(connection: sqlite3.Connection, after: State, event: Event, lock: Lock, now: float) -> None:
