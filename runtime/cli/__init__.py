@@ -10,14 +10,18 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from servestate.planner.version import VERSION
 from servestate.runtime import exit_codes
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a usage error exits with 64: its own 2 means "there are changes" to a pipeline."""
+    """argparse, but a usage error exits with 64: its own 2 means "there are changes" to a pipeline.
+    Nor does it guess what an abbreviated flag means: `--auto` must not approve."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

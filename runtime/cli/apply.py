@@ -128,7 +128,7 @@ def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> in
         complain(f"\nError: {id}\n")
         complain("\n".join(f"  {line}" for line in why.splitlines()))
     if outcome.lost is not None:
-        complain(f"\nError: {outcome.lost or 'lost lock: somebody else writes this state now'}")
+        complain(f"\nError: {str(outcome.lost) or 'lost lock: somebody else writes this state now'}")
     if arguments.json:
         say_json_diagnostics(Diagnostic("SS411", id, detail=why) for id, why in outcome.failed.items())
     total = len(plan.nodes)
