@@ -1,0 +1,19 @@
+"""A site of its own for every test; nothing that it started outlives the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.harness import Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path / "site")
+    try:
+        yield made
+    finally:
+        made.clean_up()
