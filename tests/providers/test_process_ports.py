@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from servestate.providers import proc
+from servestate.providers import health, proc
 from servestate.providers.ports import Ports, bindable
-from servestate.providers.protocol import Failed, PermanentError, Ready
+from servestate.providers.protocol import Failed, PermanentError, Ready, Starting
 
 
 class Thief:
@@ -91,6 +91,20 @@ def test_a_thief_after_a_crash_is_never_ready(site, kit, thief):
         thief.take(port)
         assert isinstance(await provider.probe(launched.handle, spec), Failed)
         assert thief.visitors == 0
+
+    asyncio.run(go())
+
+
+def test_a_port_that_changes_hands_during_the_question_is_not_ready(site, kit, monkeypatch):
+    async def go():
+        provider, launched, spec = await kit.ready(site)
+
+        async def answered_by_another(url):
+            monkeypatch.setattr(proc, "listeners", lambda port: {1})
+            return ""
+
+        monkeypatch.setattr(health, "ask", answered_by_another)
+        assert await provider.probe(launched.handle, spec) == Starting("the port changes hands")
 
     asyncio.run(go())
 
