@@ -1,7 +1,7 @@
 """Request bodies: what kind they are, what they name, and the few bytes of them that change.
 
 A body is parsed once, to be judged; what goes out is the caller's own bytes with the model's name spliced
-in, and without the two members that belong to the router. Nothing is ever written anew from the parsed form.
+in, and without the two members that belong to the router. Engines and strict providers see no other change.
 """
 
 from __future__ import annotations
@@ -86,20 +86,30 @@ def model_of(document: Document) -> tuple[str, str]:
     return endpoint, entity
 
 
-def rewrite(raw: bytes, document: Document, model: bytes) -> bytes:
-    """`raw` as it goes upstream: `model` (its JSON text; b"" = leave alone) in its place or put first, the
-    members of the router taken out, every other byte untouched. Raises Refused if `model` stands twice."""
-    if not _OURS.isdisjoint(document):
+def rewrite(raw: bytes, document: Document, model: str) -> bytes:
+    """`raw` as it goes upstream: `model` ("" = leave alone) in its place or put first, the members of the
+    router taken out, every other byte untouched. `document` is used up. Raises Refused (400) if `model`
+    stands twice."""
+    ours = _OURS & document.keys()
+    if not ours and not model:
+        return raw
+    if "model" in document and orjson.dumps(document) == raw:
+        # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
+        # and no key stood twice, or it would have come out shorter.
+        for key in ours:
+            del document[key]
+        document["model"] = model or document["model"]
+        return orjson.dumps(document)
+    if ours:
         raw = _without_ours(raw)
     if not model:
         return raw
-    if "model" not in document:
-        start = raw.index(b"{") + 1
-        # An object that lost its only members to _without_ours is empty and takes no comma.
-        comma = b"" if document.keys() <= _OURS else b","
-        return b"%b%b:%b%b%b" % (raw[:start], _MODEL_KEY, model, comma, raw[start:])
-    start, end = _model_span(raw)
-    return b"%b%b%b" % (raw[:start], model, raw[end:])
+    text = orjson.dumps(model)
+    if "model" in document:
+        start, end = _model_span(raw)
+        return b"%b%b%b" % (raw[:start], text, raw[end:])
+    start = raw.index(b"{") + 1
+    return b"%b%b:%b,%b" % (raw[:start], _MODEL_KEY, text, raw[start:])
 
 
 def _model_span(raw: bytes) -> tuple[int, int]:
@@ -108,8 +118,8 @@ def _model_span(raw: bytes) -> tuple[int, int]:
     Written without escapes the key is the bytes `"model"`. Every letter of it lies in \\u0060..\\u006f, so if
     no such escape is in the body, and those bytes occur once, they are that key.
     """
-    match = _MODEL.search(raw)
-    if match and raw.find(_MODEL_KEY, match.end()) < 0 and raw.find(_MODEL_KEY, 0, match.start()) < 0:
+    match = _MODEL.match(raw, raw.rfind(_MODEL_KEY))
+    if match and raw.find(_MODEL_KEY) == match.start():
         escaped = b"\\" in raw and b"\\u006" in raw
         if not escaped:
             return match.span(1)

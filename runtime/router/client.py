@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from http import HTTPStatus
 from itertools import count
 from typing import Protocol, cast
 
 from servestate.runtime.router import dispatch, errors
 from servestate.runtime.router.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
+from servestate.runtime.router.heads import RequestHead, RequestHeads
 from servestate.runtime.router.http1 import CONTINUE, RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.proxy import Exchange
@@ -28,6 +30,7 @@ class Desk(Protocol):
 
     table: LiveTable
     limits: Limits
+    heads: RequestHeads
     clients: set[ClientConnection]
     stopping: bool
 
@@ -52,27 +55,12 @@ _REQUEST_IDS = _RequestIds()
 class ClientConnection(asyncio.Protocol):
     """One client's socket. `deadline` is when `expire` is due, on the loop's clock."""
 
-    __slots__ = (
-        "_ahead",
-        "_desk",
-        "_discarded",
-        "_exchange",
-        "_keep",
-        "_lingering",
-        "_loop",
-        "_paused",
-        "_reader",
-        "_request_began",
-        "_route",
-        "_transport",
-        "deadline",
-    )
-
     def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
         self._desk = desk
         self._loop = loop
-        self._reader = RequestReader(desk.limits)
+        self._reader = RequestReader(desk.limits, desk.heads)
         self._transport: asyncio.Transport
+        self.write: Callable[[bytes], None]
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._ahead = b""
@@ -86,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def http10(self) -> bool:
         """See `proxy.Client`."""
-        return self._reader.http10
+        return self._reader.head is not None and self._reader.head.http10
 
     @property
     def keep_alive(self) -> bool:
@@ -102,6 +90,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        self.write = self._transport.write
         self._transport.set_write_buffer_limits(high=self._desk.limits.write_buffer_bytes)
         self._desk.clients.add(self)
         self.deadline = self._loop.time() + self._desk.limits.header_s
@@ -166,10 +155,6 @@ class ClientConnection(asyncio.Protocol):
 
     # From the exchange.
 
-    def write(self, data: bytes) -> None:
-        """See `proxy.Client`."""
-        self._transport.write(data)
-
     def finished(self) -> None:
         """See `proxy.Client`."""
         self._exchange = None
@@ -201,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         try:
             if reader.receive(data):
-                self._dispatch(reader)
+                self._dispatch(reader, reader.head)
             else:
                 self._await_rest(reader)
         except Refused as refusal:
@@ -210,29 +195,31 @@ class ClientConnection(asyncio.Protocol):
     def _await_rest(self, reader: RequestReader) -> None:
         limits = self._desk.limits
         now = self._loop.time()
-        if not reader.head_done:
+        head = reader.head
+        if head is None:
             if not self._request_began and reader.begun:
                 self._request_began = now
                 self.deadline = now + limits.header_s
             return
         if self._route is None:
-            self._route = resolve(reader.method, reader.target)
+            self._route = resolve(head.method, head.target)
             self._request_began = now
-            self._check_early(self._route, reader)
+            self._check_early(self._route, reader, head.expects_continue)
         self.deadline = self._request_began + limits.body_grace_s + reader.received / limits.body_bytes_per_s
 
-    def _check_early(self, route: Route, reader: RequestReader) -> None:
+    def _check_early(self, route: Route, reader: RequestReader, expected: bool) -> None:
         """Answer before the body came, where that spares reading it; else ask for it if the client waits."""
         unwanted = isinstance(route, NotFound | ModelList)
-        if unwanted and (reader.expects_continue or reader.length > self._desk.limits.drain_bytes):
+        if unwanted and (expected or reader.length > self._desk.limits.drain_bytes):
             raise Refused(_no_such_path(), close=True)
-        if reader.expects_continue and not reader.received:
+        if expected and not reader.received:
             self._transport.write(CONTINUE)
 
-    def _dispatch(self, reader: RequestReader) -> None:
+    def _dispatch(self, reader: RequestReader, head: RequestHead | None) -> None:
+        assert head is not None
         self._ahead = reader.surplus
-        self._keep = reader.keep_alive
-        route = self._route or resolve(reader.method, reader.target)
+        self._keep = head.keep_alive
+        route = self._route or resolve(head.method, head.target)
         if isinstance(route, NotFound):
             self._route = route
             self._answer(_no_such_path())
@@ -241,10 +228,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._route = route
             limits = self._desk.limits
-            entity, kind, body = dispatch.choose(self._desk.table, route, reader.body, limits)
-            exchange = Exchange(
-                self, entity, kind, body, reader.fields, next(_REQUEST_IDS), limits, self._loop
-            )
+            call = dispatch.choose(self._desk.table, route, reader.body, limits)
+            exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), limits, self._loop)
             self._exchange = exchange
             exchange.start()
 
@@ -280,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
         self._send(failure.status, answer_fields + errors.fields(failure), errors.body(failure, shape))
 
     def _send(self, status: int, fields: bytes, content: bytes) -> None:
-        if self._reader.head_done and self._reader.method == b"HEAD":
+        if self._reader.head is not None and self._reader.head.method == b"HEAD":
             # Its answer has a length and no body; closing leaves no doubt about which it was.
             self._keep, content = False, b""
         if not self._keep or self._desk.stopping:

@@ -10,10 +10,19 @@ from servestate.runtime.router.routes import Invocation, OpenAICall
 from servestate.runtime.router.routing import LiveEntity, LiveTable
 
 
-def choose(
-    table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits: Limits
-) -> tuple[LiveEntity, Kind, bytes]:
-    """The entity, the kind of body and the body to send. Raises Refused.
+class Call:
+    """What is to be sent, and on whose behalf."""
+
+    __slots__ = ("body", "entity", "kind")
+
+    def __init__(self, entity: LiveEntity, kind: Kind, body: bytes) -> None:
+        self.entity = entity
+        self.kind = kind
+        self.body = body
+
+
+def choose(table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits: Limits) -> Call:
+    """The call that a request asks for. Raises Refused.
 
     A body that names no endpoint takes no turn of a split. One that its entity refuses does: entities of one
     endpoint may differ, and a turn that waited for a body to its liking would stop all the others.
@@ -36,9 +45,9 @@ def choose(
             raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
         sent = _for_entity(entity, kind, raw, document, limits)
         entity.counters.direct += 1
-        return entity, kind, sent
+        return Call(entity, kind, sent)
     entity = endpoint.entities[endpoint.split.pick()]
-    return entity, kind, _for_entity(entity, kind, raw, document, limits)
+    return Call(entity, kind, _for_entity(entity, kind, raw, document, limits))
 
 
 def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Document, limits: Limits) -> bytes:
@@ -46,7 +55,7 @@ def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Docum
     if route.fixed_path and len(raw) > limits.external_body_bytes:
         raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
     body.check_task(kind, route.task, route.name)
-    return body.rewrite(raw, document, b"" if kind is CUSTOM else entity.model)
+    return body.rewrite(raw, document, "" if kind is CUSTOM else route.model)
 
 
 def _unknown(message: str) -> Refused:

@@ -6,6 +6,8 @@ engine are absent from both tables on purpose. `Content-Type` and the framing of
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 TO_UPSTREAM: dict[bytes, bytes] = {
     name.lower(): name for name in (b"Accept", b"User-Agent", b"traceparent", b"tracestate")
 }
@@ -30,5 +32,12 @@ TO_CLIENT: dict[bytes, bytes] = {
 }
 """Lower-case name -> the spelling sent to clients."""
 
-REQUEST_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
-ANSWER_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection", b"retry-after"})
+
+def lines(fields: Iterable[tuple[bytes, bytes]], allowed: Mapping[bytes, bytes], named: set[bytes]) -> bytes:
+    """The header lines of the allowed ones of `fields` (names in lower case), less those `named` by the
+    Connection field, which are hop-by-hop as well (RFC 9110 section 7.6.1)."""
+    return b"".join(
+        b"%b: %b\r\n" % (allowed[name], value)
+        for name, value in fields
+        if name in allowed and name not in named
+    )

@@ -15,24 +15,26 @@ length ends short. No case sends a POST twice.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from typing import Protocol
 
 from servestate.runtime.router import errors
-from servestate.runtime.router.body import Kind
 from servestate.runtime.router.chunked import LAST
+from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.errors import Failure
-from servestate.runtime.router.headers import TO_CLIENT, TO_UPSTREAM
-from servestate.runtime.router.http1 import AnswerReader, Field
+from servestate.runtime.router.heads import AnswerHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.routing import LiveBackend, LiveEntity
+from servestate.runtime.router.routing import LiveBackend
 from servestate.runtime.router.sse import EventStream
 from servestate.runtime.router.upstream import UpstreamConnection
 
 _STATUS_LINES: dict[int, bytes] = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
 }
+_REQUEST_ID = b"x-request-id: "
+_CONTENT_LENGTH = b"\r\nContent-Length: "
 
 
 class Client(Protocol):
@@ -41,6 +43,9 @@ class Client(Protocol):
     deadline: float
     """When the exchange wants `Exchange.expire` to be called, on the loop's clock."""
 
+    write: Callable[[bytes], None]
+    """Send bytes."""
+
     @property
     def http10(self) -> bool:
         """The client knows no chunks: the close delimits."""
@@ -48,9 +53,6 @@ class Client(Protocol):
     @property
     def keep_alive(self) -> bool:
         """Whether the connection stays after this answer; never for HTTP/1.0."""
-
-    def write(self, data: bytes) -> None:
-        """Send bytes."""
 
     def finished(self) -> None:
         """The answer is whole."""
@@ -74,57 +76,41 @@ class Phase(Enum):
     ENDED = 5
 
 
+# As globals: the look-up through the class costs more than the comparison.
+_CONNECTING, _WAITING, _COLLECTING = Phase.CONNECTING, Phase.WAITING, Phase.COLLECTING
+_RELAYING, _ENDED = Phase.RELAYING, Phase.ENDED
+
+
 class Exchange:
     """From the choice of a replica to the last byte of the answer."""
 
-    __slots__ = (
-        "_backend",
-        "_body",
-        "_chunked",
-        "_client",
-        "_dialling",
-        "_entity",
-        "_error",
-        "_events",
-        "_fields",
-        "_kind",
-        "_limits",
-        "_loop",
-        "_phase",
-        "_reader",
-        "_request_id",
-        "_tried",
-        "_upstream",
-    )
+    _phase = _CONNECTING
+    _backend: LiveBackend | None = None
+    _upstream: UpstreamConnection | None = None
+    _dialling: asyncio.Task[None] | None = None
+    _tried: tuple[LiveBackend, ...] = ()
+    _held: AnswerHead | None = None
+    """A good head that waits for content."""
+    _events: EventStream | None = None
+    _chunked = False
+    _error = b""
 
     def __init__(
         self,
         client: Client,
-        entity: LiveEntity,
-        kind: Kind,
-        body: bytes,
-        fields: list[Field],
+        call: Call,
+        fields: bytes,
         request_id: bytes,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._client = client
-        self._entity = entity
-        self._kind = kind
-        self._body = body
+        self._entity = call.entity
+        self._call = call
         self._fields = fields
         self._request_id = request_id
         self._limits = limits
         self._loop = loop
-        self._phase = Phase.CONNECTING
-        self._backend: LiveBackend | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._dialling: asyncio.Task[None] | None = None
-        self._tried: list[LiveBackend] = []
-        self._events: EventStream | None = None
-        self._reader: AnswerReader | None = None
-        self._error = b""
-        self._chunked = False
 
     def start(self) -> None:
         """Count the request and send it to a replica."""
@@ -139,7 +125,7 @@ class Exchange:
 
     def abandon(self) -> None:
         """The client is gone."""
-        if self._phase is not Phase.ENDED:
+        if self._phase is not _ENDED:
             self._drop_upstream()
             self._end()
 
@@ -156,11 +142,11 @@ class Exchange:
 
     def expire(self) -> None:
         """The client's `deadline` has passed."""
-        if self._phase is Phase.RELAYING:
+        if self._phase is _RELAYING:
             self._fail(errors.lost(f"the answer made no progress for {self._limits.stall_s:g} s"))
-        elif self._reader is not None and self._phase is Phase.WAITING:
-            self._commit(self._reader, b"")  # a good status, but no content so far: pass the status on
-        elif self._phase is Phase.CONNECTING:
+        elif self._held is not None:
+            self._commit(self._held, self._held.length, b"", False)  # no content so far: pass the status on
+        elif self._phase is _CONNECTING:
             self._fail(errors.unavailable("no replica could be reached in time"))
         else:
             self._fail(errors.lost(f"no answer within {self._limits.request_s:g} s"))
@@ -178,20 +164,24 @@ class Exchange:
         now = self._loop.time()
         if self._backend is not None:
             self._backend.gauge.avoid_until = now + self._limits.avoid_s
-            self._tried.append(self._backend)
+            self._tried += (self._backend,)
             self._leave_backend()
         self._try_next(now)
 
-    def answered(self, reader: AnswerReader, payload: bytes) -> None:
+    def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """See `upstream.Exchange`."""
-        if reader.complete:
+        if complete:
             self._upstream = None
-        if self._phase is Phase.RELAYING:
-            self._relay(reader, payload)
-        elif self._phase is Phase.COLLECTING or reader.status >= 300:
-            self._collect(reader, payload)
+        if self._phase is _RELAYING:
+            self._relay(payload, complete)
+        elif head.status >= 300:
+            self._collect(head, payload, complete)
+        elif head.event_stream:
+            self._begin_stream(head, payload, complete)
+        elif payload or complete:
+            self._commit(head, length, payload, complete)
         else:
-            self._begin(reader, payload)
+            self._hold(head)
 
     def lost(self, why: str, *, bad: bool) -> None:
         """See `upstream.Exchange`."""
@@ -222,89 +212,105 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         assert self._backend is not None
         self._upstream = connection
-        self._phase = Phase.WAITING
-        body = self._body
-        fields = b"".join([b"%b: %b\r\n" % (TO_UPSTREAM[name], value) for name, value in self._fields])
+        self._phase = _WAITING
+        call = self._call
+        body = call.body
+        call.body = b""  # never needed again: nothing is sent twice
+        head = self._backend.heads[call.kind]
+        length = b"%d" % len(body)
         connection.send(
             self,
-            b"%b%bx-request-id: %b\r\nContent-Length: %d\r\n\r\n%b"
-            % (self._backend.heads[self._kind], fields, self._request_id, len(body), body),
+            b"".join(
+                (
+                    head,
+                    self._fields,
+                    _REQUEST_ID,
+                    self._request_id,
+                    _CONTENT_LENGTH,
+                    length,
+                    b"\r\n\r\n",
+                    body,
+                )
+            ),
         )
-        self._body = b""  # never needed again: nothing is sent twice
 
     # The way back.
 
-    def _begin(self, reader: AnswerReader, payload: bytes) -> None:
-        """A good status: hold it back until there is content, so that a dead stream is a clean error."""
-        if self._reader is None:
-            self._reader = reader
+    def _hold(self, head: AnswerHead) -> None:
+        """A good status without content: wait for some, so that a dead stream is still a clean error."""
+        if self._held is None:
+            self._held = head
             self._client.deadline = min(self._client.deadline, self._loop.time() + self._limits.peek_s)
-            if _is_event_stream(reader.fields):
-                self._events = EventStream(self._limits.sse_line_bytes)
-        if self._events is not None:
-            payload = self._events.feed(payload)
-            if reader.complete:
-                payload += self._events.finish()
-        if payload or reader.complete:
-            self._commit(reader, payload)
 
-    def _commit(self, reader: AnswerReader, payload: bytes) -> None:
+    def _begin_stream(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
+        if self._events is None:
+            self._events = EventStream(self._limits.sse_line_bytes)
+        payload = self._events.feed(payload)
+        if complete:
+            payload += self._events.finish()
+        if payload or complete:
+            self._commit(head, None, payload, complete)
+        else:
+            self._hold(head)
+
+    def _commit(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """Write the head, with what there is of the body."""
-        self._phase = Phase.RELAYING
-        framing = self._framing(reader)
-        fields = b"".join([b"%b: %b\r\n" % (TO_CLIENT[name], value) for name, value in reader.fields])
+        assert self._backend is not None
+        self._phase = _RELAYING
+        framing = self._framing(head, length)
         if self._chunked:
-            payload = _chunk(payload, reader.complete)
+            payload = _chunk(payload, complete)
+        status = _STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
+        fields = self._backend.answer_fields
         self._client.write(
-            b"%b%b%bx-request-id: %b\r\n%b\r\n%b"
-            % (_status_line(reader.status), fields, self._answer_fields(), self._request_id, framing, payload)
+            b"".join(
+                (status, head.fields, fields, _REQUEST_ID, self._request_id, framing, b"\r\n\r\n", payload)
+            )
         )
-        self._after_write(reader)
+        self._after_write(complete)
 
-    def _framing(self, reader: AnswerReader) -> bytes:
-        close = b"" if self._client.keep_alive else b"Connection: close\r\n"
-        if reader.status == 204:
-            return close
-        if reader.length is not None and self._events is None:
-            return b"Content-Length: %d\r\n%b" % (reader.length, close)
+    def _framing(self, head: AnswerHead, length: int | None) -> bytes:
+        close = b"" if self._client.keep_alive else b"\r\nConnection: close"
+        if length is not None and self._events is None:
+            return close if head.status == 204 else b"\r\nContent-Length: %d%b" % (length, close)
         if self._client.http10:
             return close
         self._chunked = True
-        return b"Transfer-Encoding: chunked\r\n" + close
+        return b"\r\nTransfer-Encoding: chunked" + close
 
-    def _relay(self, reader: AnswerReader, payload: bytes) -> None:
+    def _relay(self, payload: bytes, complete: bool) -> None:
         if self._events is not None:
             payload = self._events.feed(payload)
-            if reader.complete:
+            if complete:
                 payload += self._events.finish()
         if self._chunked:
-            payload = _chunk(payload, reader.complete)
+            payload = _chunk(payload, complete)
         if payload:
             self._client.write(payload)
-        self._after_write(reader)
+        self._after_write(complete)
 
-    def _after_write(self, reader: AnswerReader) -> None:
-        if not reader.complete:
-            self._client.deadline = self._loop.time() + self._limits.stall_s
-        else:
+    def _after_write(self, complete: bool) -> None:
+        if complete:
             self._end()
             self._client.finished()
+        else:
+            self._client.deadline = self._loop.time() + self._limits.stall_s
 
-    def _collect(self, reader: AnswerReader, payload: bytes) -> None:
+    def _collect(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
         """An error answer: read it, within bounds, and answer in our own words and shape."""
-        self._phase = Phase.COLLECTING
+        self._phase = _COLLECTING
         self._error += payload
-        if reader.complete or len(self._error) > self._limits.error_body_bytes:
+        if complete or len(self._error) > self._limits.error_body_bytes:
             self._drop_upstream()
-            self._fail(errors.from_upstream(reader.status, self._error, reader.retry_after))
+            self._fail(errors.from_upstream(head.status, self._error, head.retry_after))
 
     # Ends.
 
     def _fail(self, failure: Failure) -> None:
         """The one way out with an error, before or after the answer has begun."""
-        if self._phase is Phase.ENDED:
+        if self._phase is _ENDED:
             return
-        begun = self._phase is Phase.RELAYING
+        begun = self._phase is _RELAYING
         answer_fields = self._answer_fields()
         self._drop_upstream()
         if begun or failure.status >= 500:
@@ -338,22 +344,11 @@ class Exchange:
             self._backend = None
 
     def _end(self) -> None:
-        self._phase = Phase.ENDED
+        self._phase = _ENDED
         self._leave_backend()
         self._entity.counters.inflight -= 1
-
-
-def _status_line(status: int) -> bytes:
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 def _chunk(payload: bytes, last: bool) -> bytes:
     framed = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
     return framed + LAST if last else framed
-
-
-def _is_event_stream(fields: list[Field]) -> bool:
-    """A compressed one is none to us: its lines cannot be read."""
-    found = dict(fields)
-    kind = found.get(b"content-type", b"")
-    return kind[:17].lower() == b"text/event-stream" and b"content-encoding" not in found

@@ -17,6 +17,7 @@ from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Routi
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
+from servestate.runtime.router.heads import AnswerHeads
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.pick import Split
 from servestate.runtime.router.upstream import Origin
@@ -63,9 +64,9 @@ class LiveBackend:
 
 
 class LiveEntity:
-    """A served entity. `model` is the JSON text written into bodies, b"" = leave them alone."""
+    """A served entity with its replicas."""
 
-    __slots__ = ("_turn", "answer_fields", "backends", "counters", "model", "route")
+    __slots__ = ("_turn", "answer_fields", "backends", "counters", "route")
 
     def __init__(
         self, route: EntityRoute, backends: tuple[LiveBackend, ...], answer_fields: bytes, counters: Counters
@@ -74,7 +75,6 @@ class LiveEntity:
         self.backends = backends
         self.answer_fields = answer_fields
         self.counters = counters
-        self.model = orjson.dumps(route.model) if route.model else b""
         self._turn = 0
 
     def choose(self, tried: Iterable[LiveBackend], now: float) -> LiveBackend | None:
@@ -119,7 +119,7 @@ class Registry:
     """What outlives a table. `admit` builds the next one; it changes nothing unless it succeeds."""
 
     def __init__(self, limits: Limits, secrets: Secrets, created: int) -> None:
-        self._limits = limits
+        self._heads = AnswerHeads(limits)
         self._secrets = secrets
         self._created = created
         self._splits: dict[str, tuple[Weights, Split]] = {}
@@ -204,7 +204,7 @@ class Registry:
             raise ValueError(f"the URL {url.geturl()!r} has no host")
         key = f"{url.scheme}://{url.hostname}:{port}"
         if key not in self.origins:
-            self.origins[key] = Origin(url.hostname, port, tls, self._limits)
+            self.origins[key] = Origin(url.hostname, port, tls, self._heads)
         return self.origins[key]
 
     def _models(self, table: RoutingTable) -> bytes:

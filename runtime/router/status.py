@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 
 from servestate.runtime.router.errors import Refused
+from servestate.runtime.router.heads import RequestHeads
 from servestate.runtime.router.http1 import RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import Gauge, LiveEndpoint, LiveTable
@@ -47,9 +48,9 @@ def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
 class ControlConnection(asyncio.Protocol):
     """One caller of the control socket: `GET /status`, `GET /healthz`; one request, then closed."""
 
-    def __init__(self, report: Report, limits: Limits) -> None:
+    def __init__(self, report: Report, limits: Limits, heads: RequestHeads) -> None:
         self._report = report
-        self._reader = RequestReader(limits)
+        self._reader = RequestReader(limits, heads)
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,7 +63,8 @@ class ControlConnection(asyncio.Protocol):
         except Refused as refusal:
             self._answer(refusal.failure.status, {"message": refusal.failure.message})
             return
-        asked = self._reader.method, self._reader.target
+        head = self._reader.head
+        asked = (head.method, head.target) if head is not None else None
         if asked == (b"GET", b"/status"):
             self._answer(200, self._report())
         elif asked == (b"GET", b"/healthz"):

@@ -14,13 +14,13 @@ import ssl
 from functools import cache
 from typing import Protocol, cast
 
-from servestate.runtime.router.http1 import AnswerReader, BadAnswer
-from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.heads import AnswerHead, AnswerHeads, BadAnswer
+from servestate.runtime.router.http1 import AnswerReader
 
 
 class Exchange(Protocol):
-    """Whoever waits for an answer. Exactly one of `failed_to_connect`, `lost`, or an `answered` whose reader
-    is complete ends it, unless the exchange cancels first; after a cancel nothing is called any more."""
+    """Whoever waits for an answer. Exactly one of `failed_to_connect`, `lost`, or an `answered` that is
+    complete ends it, unless the exchange cancels first; after a cancel nothing is called any more."""
 
     def connected(self, connection: UpstreamConnection) -> None:
         """A fresh connection stands and nothing was written to it."""
@@ -28,9 +28,9 @@ class Exchange(Protocol):
     def failed_to_connect(self, why: str) -> None:
         """No byte was written."""
 
-    def answered(self, reader: AnswerReader, payload: bytes) -> None:
-        """The head stands; `payload` is the next piece of the body. If the reader is complete, the
-        connection has already been given back."""
+    def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
+        """`payload` is the next piece of a body of `length` bytes (None: delimited otherwise). If
+        `complete`, it is the last one and the connection has already been given back."""
 
     def lost(self, why: str, *, bad: bool) -> None:
         """The connection ended before the answer did; `bad`: the upstream broke the protocol."""
@@ -39,11 +39,12 @@ class Exchange(Protocol):
 class Origin:
     """One scheme, host and port, with its idle connections, the most recently used last."""
 
-    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
+    def __init__(self, host: str, port: int, tls: bool, heads: AnswerHeads) -> None:
         self._host = host
         self._port = port
         self._tls = tls
-        self.limits = limits
+        self.heads = heads
+        self.limits = heads.limits
         self.idle: list[UpstreamConnection] = []
         self._retired = False
 
@@ -119,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._origin = origin
         self._loop = loop
         self._exchange: Exchange | None = None
-        self._reader: AnswerReader
+        self._reader = AnswerReader(origin.heads)
         self._transport: asyncio.Transport
         self._made = False
         self.idle_since = 0.0
@@ -139,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
     def send(self, exchange: Exchange, request: bytes) -> None:
         """Write a whole request; the exchange hears of the answer."""
         self._exchange = exchange
-        self._reader = AnswerReader(self._origin.limits)
+        self._reader.restart()
         self._transport.write(request)
 
     def cancel(self) -> None:
@@ -178,15 +179,16 @@ class UpstreamConnection(asyncio.Protocol):
             self.cancel()
             exchange.lost(f"the upstream's answer cannot be used: {error}", bad=True)
             return
-        if reader.complete:
-            self._settle(reader)
-        if reader.head_done:
-            exchange.answered(reader, payload)
+        head = reader.head
+        if reader.complete and head is not None:
+            self._settle(head)
+        if head is not None:
+            exchange.answered(head, reader.length, payload, reader.complete)
 
-    def _settle(self, reader: AnswerReader) -> None:
+    def _settle(self, head: AnswerHead) -> None:
         """The answer is complete: back to the pool, or closed."""
         self._exchange = None
-        if reader.keep_alive and self._transport.get_write_buffer_size() == 0:
+        if head.keep_alive and self._transport.get_write_buffer_size() == 0:
             self.idle_since = self._loop.time()
             self._origin.give_back(self)
         else:
@@ -196,10 +198,11 @@ class UpstreamConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None:
             return
-        self._reader.end_of_input()
-        if self._reader.complete:
+        reader = self._reader
+        reader.end_of_input()
+        if reader.complete and reader.head is not None:
             self._exchange = None
-            exchange.answered(self._reader, b"")
+            exchange.answered(reader.head, None, b"", True)
 
     def connection_lost(self, error: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
