@@ -56,7 +56,8 @@ class Workspace:
         """Every provider of this site, by name."""
         from servestate.providers.registry import build
 
-        return build(self.folder / "run", self.root, self.secrets)
+        ports = self.site.providers.process.port_range
+        return build(self.folder / "run", self.root, self.secrets, ports)
 
 
 SUPPORTED_PROVIDERS = frozenset({"process"})

@@ -63,7 +63,7 @@ def test_specs_of_the_other_kind_are_refused(site):
 
 
 def test_the_registry_has_the_providers_of_the_real_world(tmp_path):
-    built = registry.build(tmp_path / "run", Path("bundle"), SECRETS)
+    built = registry.build(tmp_path / "run", Path("bundle"), SECRETS, range(21000, 21010))
     assert {name: provider.name for name, provider in built.items()} == {
         "process": "process",
         "external": "external",
