@@ -109,10 +109,20 @@ def _entity_change(
         )
     if previous is None:
         reason = Reason.NONE if match.need is not Need.AWAIT else Reason.RESUMED
-        note = "continues an interrupted apply" if reason else ""
+        note = "continues an interrupted apply" if reason else _adoption(match, live)
         return Change(address, Action.CREATE, reason, _category(match), None, after, note=note)
     before = _entity_attributes(before_block or {}, previous.spec)
     return _replacement(address, match, previous, before, after, live)
+
+
+def _adoption(match: Match, live: Live) -> str:
+    return "it runs already and is taken over" if match.use in live.instances else ""
+
+
+def _last_failure(match: Match) -> str:
+    """What became of an earlier try to launch the same revision."""
+    tries = [i for i in match.old if i.phase is Phase.FAILED and i.address.revision == match.entity.revision]
+    return f"the last try failed: {tries[-1].why.splitlines()[0]}" if tries and tries[-1].why else ""
 
 
 def _replacement(
@@ -138,7 +148,7 @@ def _replacement(
             return _with_note(gone, f"it exited: {seen.why}" if seen.why else "it exited")
         reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
     else:
-        reason, note = Reason.CANNOT_UPDATE, ""
+        reason, note = Reason.CANNOT_UPDATE, _last_failure(match)
     recreate = match.entity.timings.recreate
     action = Action.DELETE_THEN_CREATE if recreate else Action.CREATE_THEN_DELETE
     return Change(address, action, reason, _category(match), before, after, fields, note)
@@ -223,7 +233,8 @@ def field_diffs(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldDif
         return ()
     from deepdiff import DeepDiff  # slow to import, and needed only where something differs
 
-    tree = DeepDiff(before, after, view="tree", ignore_order=False)
+    # The threshold is 0 because DeepDiff reports maps that share few keys as one change of the whole map.
+    tree = DeepDiff(before, after, view="tree", ignore_order=False, threshold_to_diff_deeper=0)
     found: dict[str, FieldDiff] = {}
     for group in tree.values():
         for leaf in group:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from servestate.planner.address import EndpointAddress
+from servestate.planner.address import EndpointAddress, EntityAddress, InstanceAddress
 from servestate.planner.change import Action, Category, Change, Reason
 from servestate.planner.plan import Plan
 from servestate.planner.revision import canonical_json
+from servestate.planner.rollout import is_of_stray
+from servestate.planner.steps import Forget, Node, PublishTable, RewriteTable, Stop
 
 RULE = "─" * 77
 NO_CHANGES = "No changes. Your infrastructure matches the configuration."
@@ -61,8 +63,7 @@ def render_plan(plan: Plan, palette: Palette = PLAIN) -> str:
     lines += ["servestate will perform the following actions:", ""]
     for change in plan.changes:
         lines += [*render_change(change, palette), ""]
-    if not plan.changes:
-        lines += ["  # housekeeping only: what an interrupted apply left behind is cleared away", ""]
+    lines += _housekeeping(plan)
     lines.append(f"{palette.bold}{summary(plan)}{palette.end}")
     lines += [line for line in [_second_summary(plan)] if line]
     return "\n".join(lines) + "\n"
@@ -103,12 +104,36 @@ def _drift(plan: Plan, palette: Palette) -> list[str]:
     return [*lines, "", f"{palette.dim}{RULE}{palette.end}", ""]
 
 
+def _housekeeping(plan: Plan) -> list[str]:
+    """What is done beside the changes, step by step: nothing is stopped unseen."""
+    told = {change.address for change in plan.changes}
+    chores = [line for node in plan.nodes if (line := _chore(node, told))]
+    if not chores:
+        return []
+    return ["  # housekeeping, no change of the configuration:", *(f"      {line}" for line in chores), ""]
+
+
+def _chore(node: Node, told: set[EndpointAddress | EntityAddress]) -> str:
+    """The line of a step that no change accounts for, "" for any other."""
+    match node.step:
+        case RewriteTable():
+            return "the routing table is written again"
+        case PublishTable(record) if not any(address.endpoint == record.name for address in told):
+            return f"the routes of {record.name} are published again"
+        case Stop(address, _, handle) if address.of not in told or is_of_stray(node):
+            return f"{address} is stopped ({handle})" if handle else f"{address} is forgotten"
+        case Forget(InstanceAddress() as address) if address.of not in told:
+            return f"{address} is forgotten"
+        case _:
+            return ""
+
+
 def _legend(plan: Plan, palette: Palette) -> list[str]:
-    lines = [
-        "servestate used the selected providers to generate the following execution",
-        "plan. Resource actions are indicated with the following symbols:",
-    ]
     used = {change.action for change in plan.changes}
+    lines = ["servestate used the selected providers to generate the following execution"]
+    if not used:
+        return [*lines, "plan.", ""]
+    lines += ["plan. Resource actions are indicated with the following symbols:"]
     for action, line in _LEGEND:
         if action in used:
             glyph = action.glyph

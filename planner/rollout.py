@@ -33,6 +33,8 @@ from servestate.planner.steps import (
 )
 from servestate.planner.timings import Timings
 
+_STRAY = "stop-stray:"
+
 
 def change_endpoint(
     desired: ResolvedEndpoint,
@@ -89,7 +91,12 @@ def remove_orphans(instances: Sequence[Instance]) -> Iterator[Node]:
 def remove_stray(stray: Observation) -> Node:
     """The step that ends something that wears our marks but is in no state."""
     step = Stop(stray.address, stray.provider, stray.handle, Timings().stop_grace_s)
-    return Node(f"stop-stray:{stray.address}:{stray.handle}", step)
+    return Node(f"{_STRAY}{stray.address}:{stray.handle}", step)
+
+
+def is_of_stray(node: Node) -> bool:
+    """Whether the step ends a stray, whatever else happens to the entity whose marks it wears."""
+    return node.id.startswith(_STRAY)
 
 
 def _record(
@@ -99,9 +106,17 @@ def _record(
     version = before.config_version if before else 0
     if before is None or before.targets != targets:
         version += 1
-    return EndpointRecord(
+    wanted = EndpointRecord(
         desired.name, desired.key, owner, desired.block, version, targets, desired.protected
     )
+    return before if before is not None and _mean_the_same(before, wanted) else wanted
+
+
+def _mean_the_same(one: EndpointRecord, other: EndpointRecord) -> bool:
+    """Whether only the YAML key or the order of entities differs: neither is a change (N4). Where the order
+    has a meaning, the blocks differ as well."""
+    alike = replace(other, key=one.key, targets=one.targets, config_version=one.config_version)
+    return alike == one and set(one.targets) == set(other.targets)
 
 
 def _recreates(match: Match) -> bool:
