@@ -95,7 +95,8 @@ class Decoder:
             return end + 2
         match = _TRAILER.fullmatch(line)
         self._trailers += len(line)
-        if match is None or match[1].lower() in _FORBIDDEN_TRAILERS or self._trailers > _TRAILERS_BYTES:
+        too_long = len(line) > _LINE_BYTES or self._trailers > _TRAILERS_BYTES
+        if match is None or match[1].lower() in _FORBIDDEN_TRAILERS or too_long:
             raise BadChunk("a trailer is not allowed")
         return end + 2
 

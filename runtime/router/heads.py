@@ -70,13 +70,14 @@ Head = TypeVar("Head", RequestHead, AnswerHead)
 
 
 class KnownHeads(Generic[Head]):
-    """Heads already judged. Bounded: when full it starts anew."""
+    """Heads with a length that were judged before. Bounded: when full it starts anew."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
 
     def find(self, raw: bytes) -> tuple[bytes, int, Head | None]:
-        """(key, length, head): the key of `raw`, the length cut out of it or -1, what is known of it."""
+        """(key, length, head): the length in `raw`, the key without it, what is known. A head whose length
+        is not found this way has the key b"" and is never known: it must not meet the key of another."""
         at = raw.rfind(b"\r\nContent-Length: ")
         if at < 0:
             at = raw.rfind(b"\r\ncontent-length: ")
@@ -85,14 +86,13 @@ class KnownHeads(Generic[Head]):
             end = raw.find(b"\r", at)
             digits = raw[at:end]
             if digits.isdigit() and len(digits) <= _LENGTH_DIGITS:
-                # A head with a length is rejected when its digits are missing, so no other head has this key.
                 key = raw[:at] + raw[end:]
                 return key, int(digits), self._known.get(key)
-        return raw, -1, self._known.get(raw)
+        return b"", -1, None
 
     def remember(self, key: bytes, head: Head) -> None:
         """Keep what was judged."""
-        if len(key) <= _KNOWN_HEAD_BYTES:
+        if key and len(key) <= _KNOWN_HEAD_BYTES:
             if len(self._known) >= _KNOWN_HEADS:
                 self._known.clear()
             self._known[key] = head
@@ -110,10 +110,8 @@ class RequestHeads:
         key, length, head = self._known.find(raw)
         if head is None:
             head = _judge_request(raw, self._limits)
-            if length in (-1, head.length):
+            if length == head.length:
                 self._known.remember(key, head)
-            length = head.length
-        elif length < 0:
             length = head.length
         if length > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
@@ -132,10 +130,10 @@ class AnswerHeads:
         key, length, head = self._known.find(raw)
         if head is None:
             head = _judge_answer(raw)
-            if length in (-1, head.length) and head.status not in _BODILESS:
+            if length == head.length and head.status not in _BODILESS:
                 self._known.remember(key, head)
             return head, head.length
-        return head, head.length if length < 0 else length
+        return head, length
 
 
 class _Fields:

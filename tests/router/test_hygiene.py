@@ -1,0 +1,107 @@
+"""Header hygiene: nothing passes, either way, that a table does not allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from servestate.planner.table import Credential
+from servestate.runtime.router.headers import TO_CLIENT
+from tests.router import rig
+from tests.router.rig import CHAT, ask, request, serving
+from tests.router.upstreams import Upstream, answer, entity, says, table
+
+# Hop-by-hop, spoofing, engine control, caller identity, framing twins.
+NEVER_UP = """Connection Keep-Alive Proxy-Authenticate Proxy-Authorization Proxy-Connection TE Trailer Upgrade
+Authorization authorization AUTHORIZATION Cookie X-Forwarded-For X-Forwarded-Host X-Forwarded-Proto
+X-Forwarded-Port X-Forwarded-Prefix Forwarded X-Real-IP X-Client-IP True-Client-IP Via X-Request-Id x-request-id
+X_Request_Id X-Request-ID-2 X-Data-Parallel-Rank X-Engine-Id api-key X-Api-Key x-goog-api-key OpenAI-Organization
+OpenAI-Project anthropic-version x-servestate-entity x-servestate-replica served-model-name Content_Length
+Transfer_Encoding Content-Encoding Content-Type-Options Accept-Encoding Accept-Language Origin Referer Range
+If-None-Match Expect-CT X-HTTP-Method-Override X-Original-URL X-Rewrite-URL Destination Front-End-Https
+X-Stainless-Lang X-Stainless-Retry-Count Idempotency-Key Date Max-Forwards Pragma Cache-Control Priority
+HTTP2-Settings Alt-Svc Early-Data X-Amzn-Trace-Id X-B3-TraceId b3 baggage Sec-Fetch-Mode DNT From Warning
+Accept_Encoding User_Agent Host_ X-Host Server X-Powered-By Set-Cookie Location Refresh Link""".split()
+
+NEVER_DOWN = """Connection Keep-Alive Proxy-Authenticate Proxy-Connection Trailer Upgrade Set-Cookie Location Server
+Date Via X-Powered-By WWW-Authenticate Authorization Access-Control-Allow-Origin X-Request-Id x-request-id
+served-model-name x-servestate-entity x-servestate-replica x-servestate-endpoint x-should-retry servestate-retry
+X-Accel-Redirect X-Accel-Buffering X-Sendfile Strict-Transport-Security Content_Type Content_Length
+Transfer_Encoding Alt-Svc Link Refresh Clear-Site-Data X-Frame-Options Content-Disposition Vary ETag Age Expires
+Last-Modified Accept-Ranges Content-Range Report-To NEL Server-Timing X-Runtime X-Engine-Key anthropic-organization-id
+openai-organization cf-ray X-Envoy-Upstream X-Forwarded-For X-Internal-Token Public-Key-Pins
+Proxy-Authorization TE X-Cache X-Served-By Sourcemap""".split()
+
+
+def test_the_lists_are_long_enough() -> None:
+    assert len(NEVER_UP) + len(NEVER_DOWN) >= 140
+
+
+def test_nothing_forbidden_goes_up() -> None:
+    async def body() -> None:
+        credential = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
+        routes = table(entity("current", 100, credential=credential, headers=(("X-Org", "o"),)))
+        async with Upstream() as up:
+            routes = table(replace(routes.endpoints[0].entities[0], backends=entity("x", 1, up.url).backends))
+            async with serving(routes, environ={"SERVESTATE_SECRET_S__K": "key"}) as r:
+                for name in NEVER_UP:
+                    value = {"TE": "trailers", "Connection": "x-a", "Upgrade": "h2c"}.get(
+                        name, "spoofed-value"
+                    )
+                    fields = f"{name}: {value}\r\nx-a: hop\r\nAccept: a/b\r\ntraceparent: 00-1\r\n"
+                    got = await ask(r, request(CHAT, fields=fields))
+                    assert got.status == 200, name
+                    sent = up.received[-1].fields
+                    assert b"spoofed-value" not in up.received[-1].head, name
+                    assert sorted(k for k, _ in sent) == sorted(
+                        "host content-type authorization x-org accept traceparent x-request-id content-length".split()
+                    )
+                    assert dict(sent)["authorization"] == "Bearer key"
+                    assert dict(sent)["x-request-id"] == got.fields["x-request-id"]
+
+    rig.run(body())
+
+
+def test_what_connection_names_goes_neither_way() -> None:
+    async def body() -> None:
+        hop = answer(
+            fields="Connection: Cache-Control, openai-model\r\nCache-Control: x\r\nopenai-model: y\r\n"
+        )
+        async with Upstream(says(hop)) as up, serving(table(entity("current", 100, up.url))) as r:
+            fields = "Connection: traceparent, Accept\r\ntraceparent: 1\r\nAccept: a/b\r\nUser-Agent: u\r\n"
+            got = await ask(r, request(fields=fields))
+            names = {name for name, _ in up.received[0].fields}
+            assert "user-agent" in names
+            assert not names & {"traceparent", "accept"}
+            assert not got.fields.keys() & {"cache-control", "openai-model"}
+            assert got.fields["content-type"] == "application/json"
+
+    rig.run(body())
+
+
+def test_nothing_forbidden_comes_down() -> None:
+    async def body() -> None:
+        ours = {"served-model-name", "x-servestate-endpoint", "x-servestate-entity", "x-servestate-replica"}
+        ours |= {"x-servestate-config-version", "x-request-id", "content-length"}
+        allowed = ours | {name.decode() for name in TO_CLIENT}
+        async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
+            for name in NEVER_DOWN:
+                up.script = says(answer(fields=f"{name}: spoofed-value\r\nopenai-model: m\r\n"))
+                got = await ask(r, request())
+                assert got.status == 200, name
+                assert set(got.fields) <= allowed, name
+                assert "spoofed-value" not in got.fields.values(), name
+                assert got.fields["openai-model"] == "m"
+
+    rig.run(body())
+
+
+def test_values_that_would_split_a_header_from_an_upstream_are_no_answer() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
+            for value in ("a\rb", "a\nb", "a\0b", "a\r\n b", "a\x7fb"):
+                up.script = says(answer(fields=f"openai-model: {value}\r\n"))
+                got = await ask(r, request())
+                assert got.status == 500, value
+                assert got.fields["servestate-retry"] == "unsafe"
+
+    rig.run(body())

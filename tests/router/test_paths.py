@@ -1,0 +1,129 @@
+"""The router is the allow-list in front of the engine: whatever is not listed reaches nobody."""
+
+from __future__ import annotations
+
+import asyncio
+
+from servestate.runtime.router.errors import Shape
+from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, resolve
+from tests.router import rig
+from tests.router.rig import CHAT, read_answer, serving
+from tests.router.upstreams import Upstream, entity, table
+
+FORBIDDEN = [
+    "/pause",
+    "/resume",
+    "/metrics",
+    "/load",
+    "/tokenize",
+    "/v1/load_lora_adapter",
+    "/collective_rpc",
+]
+FORBIDDEN += ["/sleep?level=1", "/invocations", "/v1/responses", "/v1", "/", "/health", "/v1/models/x"]
+PATH = "/v1/chat/completions"
+
+
+def spellings() -> list[str]:
+    """Forbidden paths, plain and dressed up, and allowed ones that must not match when dressed up."""
+    found = list(FORBIDDEN)
+    for path in FORBIDDEN:
+        bare = path.lstrip("/")
+        found += [f"/v1/../{bare}", f"/v1/%2e%2e/{bare}", f"/v1/..%2f{bare}", f"//{bare}", f"/v1//{bare}"]
+        found += [
+            f"/%2f{bare}",
+            f"/v1/chat/completions/../../../{bare}",
+            f"/./{bare}",
+            f"/{bare}/",
+            f"/{bare};x",
+        ]
+    for odd in (
+        "%00",
+        "%0d%0a",
+        ";x=y",
+        "%3b",
+        "%5c..",
+        "\\..",
+        "%2500",
+        "%c0%af",
+        "%ff",
+        "%",
+        "%2",
+        "%zz",
+        "/",
+    ):
+        found += [PATH + odd, f"/v1{odd}/chat/completions", f"/serving-endpoints/chat-ep{odd}/invocations"]
+    found += [PATH.upper(), "/V1/chat/completions", "/v1/chat%2fcompletions", "/v1/chat/completions%20"]
+    found += [
+        "/v1/./chat/completions",
+        "/v1/chat/./completions",
+        "/v1/chat//completions",
+        "/v1/%2e/chat/completions",
+    ]
+    found += [
+        "/serving-endpoints/../invocations",
+        "/serving-endpoints/%2e/invocations",
+        "/serving-endpoints//invocations",
+    ]
+    found += [
+        "/serving-endpoints/chat-ep/served-models/current",
+        "/serving-endpoints/chat-ep",
+        "/v1/chat-ep/invocations",
+    ]
+    found += ["/serving-endpoints/chat-ep/served-models//invocations", "/serving-endpoints/a%2fb/invocations"]
+    return list(dict.fromkeys(found))
+
+
+def test_two_hundred_spellings_reach_nobody() -> None:
+    async def body() -> None:
+        paths = spellings()
+        assert len(paths) >= 200
+        async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
+            for path in paths:
+                got = await rig.ask(r, rig.request(CHAT, path))
+                assert got.status in (400, 404), path
+            absolute = b"POST http://127.0.0.1/pause HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+            assert (await rig.ask(r, absolute)).status == 400
+            assert up.received == []
+
+    rig.run(body())
+
+
+def test_what_is_listed_is_found_also_when_encoded() -> None:
+    assert resolve(b"POST", b"/serving-endpoints/a/invocations") == Invocation("a")
+    assert resolve(b"POST", b"/serving-endpoints/a%2db/invocations?x=/") == Invocation("a-b")
+    assert resolve(b"POST", b"/serving-endpoints/a/served-models/b/invocations") == Invocation("a", "b")
+    assert resolve(b"POST", b"/serving-endpoints/chat/invocations") == Invocation("chat")
+    for surface, shape in ((b"/v1", Shape.OPENAI), (b"/serving-endpoints", Shape.SERVING)):
+        assert resolve(b"GET", surface + b"/models") == ModelList(shape)
+        for name in (b"chat/completions", b"completions", b"embeddings"):
+            found = resolve(b"POST", surface + b"/" + name)
+            assert isinstance(found, OpenAICall)
+            assert found.shape is shape
+            assert isinstance(resolve(b"GET", surface + b"/" + name), NotFound)
+
+
+def test_unknown_names_are_404_in_the_clients_shape() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
+            got = await rig.ask(r, rig.request(b'{"model":"nope","messages":[]}'))
+            assert (got.status, got.json()["error"]["code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+            for path in ("nope/invocations", "chat-ep/served-models/nope/invocations"):
+                got = await rig.ask(r, rig.request(CHAT, f"/serving-endpoints/{path}"))
+                assert (got.status, got.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+            got = await rig.ask(r, rig.request(CHAT, "/nope"))
+            assert (got.status, got.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
+            assert up.received == []
+
+    rig.run(body())
+
+
+def test_a_large_body_for_nobody_is_not_read() -> None:
+    async def body() -> None:
+        async with serving(table(entity("current", 100))) as r:
+            reader, writer = await r.connect()
+            writer.write(b"POST /nope HTTP/1.1\r\nHost: h\r\nContent-Length: 9999999\r\n\r\nxxx")
+            got = await asyncio.wait_for(read_answer(reader), 2)
+            assert (got.status, got.closed) == (404, True)
+            writer.close()
+
+    rig.run(body())
