@@ -12,7 +12,7 @@ from servestate.planner.diagnostics import Diagnostic, Where
 from servestate.planner.spec.complete import complete
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.findings import Findings, TooMany
-from servestate.planner.spec.places import Block, mark_of, where
+from servestate.planner.spec.places import Block, dotted, mark_of, where
 from servestate.planner.spec.report import Report, written_path
 from servestate.planner.spec.rules import RULES
 from servestate.planner.spec.schema import validate
@@ -101,7 +101,6 @@ def _load(source: Source, findings: Findings) -> Desired:
     tree = compose(source, findings)
     endpoints = _endpoints(tree.endpoints, findings)
     site = _site(tree.site, endpoints, findings)
-    _check_unique(endpoints, tree.endpoints, findings)
     findings.check()
     endpoints.sort(key=lambda endpoint: endpoint.spec.name)
     return Desired(tree.bundle, site, tuple(endpoints), findings.warnings(), Places(source))
@@ -120,35 +119,35 @@ def _site(block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings
 
 def _endpoints(blocks: Block, findings: Findings) -> list[DesiredEndpoint]:
     loaded: list[DesiredEndpoint] = []
-    marks = blocks.marks[1::2]
-    for (key, block), mark in zip(blocks.items(), marks, strict=True):
+    first: dict[str, DesiredEndpoint] = {}
+    for key, mark in zip(list(blocks), blocks.marks[1::2], strict=True):
         path = (*ENDPOINTS, key)
+        # Taken out of the tree, so that the memory of blocks becomes that of models instead of adding to it.
+        block = blocks.pop(key)
         if not isinstance(block, Block):
-            what = f"{'.'.join(path)} must be a mapping"
+            what = f"{dotted(path)} must be a mapping"
             findings.error(
                 "SS161", what, "write its keys below it, indented; it needs at least a name", mark, path
             )
             continue
-        endpoint = validate(Endpoint, block, path, findings)
-        if endpoint is not None:
-            report = Report(findings, block, path)
-            complete(endpoint)
-            for rule in RULES:
-                rule(endpoint, report)
-            loaded.append(DesiredEndpoint(key, endpoint, where(mark, findings.names, path)))
+        spec = validate(Endpoint, block, path, findings)
+        if spec is None:
+            continue
+        report = Report(findings, block, path)
+        complete(spec)
+        for rule in RULES:
+            rule(spec, report)
+        endpoint = DesiredEndpoint(key, spec, where(mark, findings.names, path))
+        _check_unique(endpoint, first.setdefault(spec.name, endpoint), report)
+        loaded.append(endpoint)
     return loaded
 
 
-def _check_unique(endpoints: Sequence[DesiredEndpoint], blocks: Block, findings: Findings) -> None:
+def _check_unique(endpoint: DesiredEndpoint, first: DesiredEndpoint, report: Report) -> None:
     """R1: two blocks cannot be the same endpoint."""
-    first: dict[str, DesiredEndpoint] = {}
-    for endpoint in endpoints:
-        known = first.setdefault(endpoint.spec.name, endpoint)
-        if known is not endpoint:
-            what = f'two endpoint blocks are called "{endpoint.spec.name}"; first at {known.where}'
-            path = (*ENDPOINTS, endpoint.key, "name")
-            mark = mark_of(blocks[endpoint.key], ("name",))
-            findings.error("SS120", what, f"rename {known.key} or {endpoint.key}", mark, path)
+    if endpoint is not first:
+        what = f'two endpoint blocks are called "{endpoint.spec.name}"; first at {first.where}'
+        report.error("SS120", what, f"rename {first.key} or {endpoint.key}", "name")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ LIMIT = 500
 """Errors after which loading stops. A generated file can hold a million mistakes; nobody reads that many."""
 
 _LONGEST = 500
+_BREAKING = frozenset({"SS153", "SS154", "SS156", "SS174", "SS175", "SS176"})
+"""Codes after which there is no value to judge: what else is said of that place would only confuse."""
 LISTED = 3
 """Further places of a warning that are listed."""
 
@@ -26,6 +28,7 @@ class Findings:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._found: dict[Severity, list[tuple[int, Diagnostic]]] = {s: [] for s in Severity}
+        self._broken: set[int | None] = set()
         self._notes: dict[tuple[str, str, str], tuple[int, Path, list[int]]] = {}
 
     def error(
@@ -39,6 +42,10 @@ class Findings:
     ) -> None:
         """Note something that people should know and that stops nothing."""
         self._add(Severity.WARNING, code, what, fix, mark, path, detail)
+
+    def spoil(self, mark: int) -> None:
+        """Say no more about the value at `mark`: that it is not there has been found, here or elsewhere."""
+        self._broken.add(mark)
 
     def note(self, code: str, what: str, fix: str, mark: int, path: Path) -> None:
         """Note a warning once, however many places it is true of; the first few others are listed."""
@@ -59,6 +66,10 @@ class Findings:
     def _add(
         self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str
     ) -> None:
+        if mark in self._broken and code not in _BREAKING:
+            return
+        if code in _BREAKING and mark is not None:
+            self.spoil(mark)
         place = None if mark is None else self._where(mark, path)
         detail = "\n".join(shorten(line, _LONGEST) for line in detail.splitlines())
         finding = Diagnostic(code, shorten(what, _LONGEST), shorten(fix, _LONGEST), place, detail, severity)

@@ -98,13 +98,11 @@ def _with_resources(block: Block, path: Path, findings: Findings) -> Block:
     if others:
         what = f"only model_serving_endpoints are read; ignored: {', '.join(map(shorten, others))}"
         mark = resources.marks_of(others[0])[0]
-        findings.warning(
-            "SS171", what, f"none needed{did_you_mean_endpoints(others)}", mark, (*at, others[0])
-        )
+        findings.warning("SS171", what, _hint(others).removeprefix("; "), mark, (*at, others[0]))
     return _with(block, "resources", _mappings(resources, ("model_serving_endpoints",), others, at, findings))
 
 
-def did_you_mean_endpoints(kinds: Sequence[str]) -> str:
+def _hint(kinds: Sequence[str]) -> str:
     """A hint where one of `kinds` looks like the kind that is read."""
     hints = (did_you_mean(kind, ["model_serving_endpoints"]) for kind in kinds)
     return next((hint for hint in hints if hint), "")

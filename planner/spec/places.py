@@ -108,6 +108,17 @@ def mark_of(root: Block, path: Path, *, key: bool = False) -> int:
     return mark
 
 
+def value_at(root: Block, path: Path) -> Any:
+    """The value at `path`; None where nothing is written."""
+    node: Any = root
+    for part in path:
+        step = _step(node, part)
+        if step is None:
+            return None
+        node = step[2]
+    return node
+
+
 def _step(node: Any, part: str | int) -> tuple[int, int, Any] | None:
     if isinstance(node, Block) and part in node:
         return *node.marks_of(str(part)), node[str(part)]

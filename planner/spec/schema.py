@@ -12,14 +12,15 @@ from pydantic_core import ErrorDetails
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.fields import WANTED
 from servestate.planner.spec.findings import Findings
-from servestate.planner.spec.places import Block, Items, Path, dotted, mark_of
+from servestate.planner.spec.places import Block, Items, Path, dotted, mark_of, value_at
 from servestate.planner.spec.suggest import did_you_mean
 
 _M = TypeVar("_M", bound=BaseModel)
 
 # Values under such keys are never shown: a message ends up in logs and reviews.
 _SECRET = re.compile(
-    r"plaintext|secret|token|passw|credential|api_key|access_key|private_key|auth|environment_vars|\Aenv\Z|_config\Z"
+    r"plaintext|secret(?!s\Z)|token|passw|credential|api_key|access_key|private_key|auth"
+    r"|\Aenvironment_vars\Z|\Aenv\Z"
 )
 _LISTABLE = 2000
 _TEXT_MAPS = frozenset({"environment_vars", "env"})
@@ -56,6 +57,7 @@ _EXPECTED = {
     "float_type": "a number",
     "float_parsing": "a number",
 }
+_BOUNDS = {"greater_than_equal": "{ge} or more", "less_than_equal": "{le} or less"}
 
 
 def validate(kind: type[_M], block: Block, path: Path, findings: Findings) -> _M | None:
@@ -101,9 +103,7 @@ def _report(
     if detail["type"] == "extra_forbidden":
         _unknown_key(kind, block, path, inner, findings)
     elif detail["type"] == "missing":
-        mark = mark_of(block, inner)
-        what = f'the key "{inner[-1]}" is missing in {dotted((*path, *inner[:-1]))}'
-        findings.error("SS162", what, f'add "{inner[-1]}"', mark, (*path, *inner))
+        _missing(block, path, inner, findings)
     elif inner[-1:] == ("[key]",):
         mark = mark_of(block, inner[:-1], key=True)
         what = f'"{shorten(str(inner[-2]))}" is not a key of {dotted((*path, *inner[:-2]))}'
@@ -112,9 +112,17 @@ def _report(
         _wrong_value(block, path, detail, findings)
 
 
+def _missing(block: Block, path: Path, inner: Path, findings: Findings) -> None:
+    parent, key = value_at(block, inner[:-1]), str(inner[-1])
+    what, fix = f'the key "{key}" is missing in {dotted((*path, *inner[:-1]))}', f'add "{key}"'
+    if isinstance(parent, Block) and key in parent:
+        what, fix = f"{dotted((*path, *inner))} has no value", "write one"
+    findings.error("SS162", what, fix, mark_of(block, inner), (*path, *inner))
+
+
 def _unknown_key(kind: type[BaseModel], block: Block, path: Path, inner: Path, findings: Findings) -> None:
     key, parent = str(inner[-1]), _model_at(kind, inner[:-1])
-    known = list(parent.model_fields) if parent else []
+    known = [name for name in (parent.model_fields if parent else ()) if not name.endswith("_plaintext")]
     what = f'the key "{shorten(key)}" is not known in {dotted((*path, *inner[:-1]))}'
     findings.error(
         "SS160", what, _unknown_key_fix(key, known), mark_of(block, inner, key=True), (*path, *inner)
@@ -152,7 +160,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _wrong_value(block: Block, path: Path, detail: ErrorDetails, findings: Findings) -> None:
     inner = detail["loc"]
     expected = _expected(detail)
-    found = "something else" if _hidden(inner) else _shown(detail["input"])
+    found = _kind(detail["input"]) if _hidden(inner) else _shown(detail["input"])
     what = f"{dotted((*path, *inner))} must be {expected}, found {found}"
     findings.error(
         "SS161", what, _value_fix(expected, detail["input"]), mark_of(block, inner), (*path, *inner)
@@ -164,6 +172,8 @@ def _expected(detail: ErrorDetails) -> str:
         return detail["msg"]
     if detail["type"] == "literal_error":
         return f"one of {detail['ctx']['expected']}".replace(" or ", ", ").replace("'", "")
+    if detail["type"] in _BOUNDS:
+        return _BOUNDS[detail["type"]].format(**detail["ctx"])
     message = detail["msg"].removeprefix("Input should be ")
     return _EXPECTED.get(detail["type"], message)
 
@@ -177,7 +187,15 @@ def _value_fix(expected: str, value: Any) -> str:
 
 
 def _hidden(path: Path) -> bool:
-    return any(isinstance(part, str) and _SECRET.search(part) for part in path)
+    """Whether a value at `path` may be a secret: inside an external model any misplaced one may be."""
+    names = [part for part in path if isinstance(part, str)]
+    return any(map(_SECRET.search, names)) or ("external_model" in names and names[-1] != "provider")
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, (Mapping, list, bool)):
+        return _shown(value)
+    return "text" if isinstance(value, str) else "a number"
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from servestate.planner.spec.characters import describe_odd, shorten
 
 _COMPARED = 200
-_LENGTH_DIFFERENCE = 4
+_LENGTH_DIFFERENCE = 6
 _LONGEST = 100
 
 

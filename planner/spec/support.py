@@ -136,10 +136,8 @@ def scale_to_zero(endpoint: Endpoint, report: Report) -> None:
     """Instances stay up, which serves the same."""
     for index, entity in enumerate(endpoint.entities):
         if entity.scale_to_zero_enabled:
-            what = "scale_to_zero_enabled has no effect yet: instances are kept running"
-            report.note(
-                "SS141", what, "none needed; requests are served", *_entity(index), "scale_to_zero_enabled"
-            )
+            what = "scale_to_zero_enabled has no effect yet: instances are kept running, and serve"
+            report.note("SS141", what, "", *_entity(index), "scale_to_zero_enabled")
 
 
 def capacity(endpoint: Endpoint, report: Report) -> None:
@@ -147,11 +145,11 @@ def capacity(endpoint: Endpoint, report: Report) -> None:
     for index, entity in enumerate(endpoint.entities):
         for field in _CAPACITY:
             if getattr(entity, field) is not None:
-                what = f"{field} has no effect yet: no limit is enforced"
+                what = f"{field} has no effect yet: requests are served without that bound"
                 report.note(
                     "SS142",
                     what,
-                    "none needed; requests are served without that bound",
+                    "",
                     *_entity(index),
                     field,
                 )
@@ -175,14 +173,14 @@ def usage_tracking(endpoint: Endpoint, report: Report) -> None:
     usage = endpoint.ai_gateway.usage_tracking_config if endpoint.ai_gateway else None
     if usage is not None and usage.enabled:
         what = "usage_tracking_config has no effect yet: no usage is recorded"
-        report.note("SS144", what, "none needed", "ai_gateway", "usage_tracking_config", "enabled")
+        report.note("SS144", what, "", "ai_gateway", "usage_tracking_config", "enabled")
 
 
 def route_optimized(endpoint: Endpoint, report: Report) -> None:
     """There is only one path."""
     if endpoint.route_optimized:
         what = "route_optimized has no effect here: there is no slower path"
-        report.note("SS145", what, "none needed", "route_optimized")
+        report.note("SS145", what, "", "route_optimized")
 
 
 def no_config(endpoint: Endpoint, report: Report) -> None:

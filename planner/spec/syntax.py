@@ -36,8 +36,9 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     (
         r"while parsing a flow mapping",
         "a { is not closed, or a comma is missing",
-        "close it with }, or add the comma",
+        "close it with }, or add the comma; text that holds { or } needs quotes",
     ),
+    (r"flow node", "a value is missing, or a [ or { is not closed", "write the value, or close the bracket"),
     (
         r"unknown escape",
         "a backslash in double quotes starts no known escape",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.frame import framed
 from servestate.planner.spec.layers import join
-from servestate.planner.spec.places import Block
+from servestate.planner.spec.places import Block, Path, dotted
 from servestate.planner.spec.targets import apply_target, chosen, name_prefix, prefixed
 from servestate.planner.spec.variables import Scope, check_given, defaults
 from servestate.planner.spec.yaml_text import Budget, read
@@ -77,20 +77,23 @@ def compose(source: Source, findings: Findings) -> Tree:
 def _named(root: Block, scope: Scope) -> tuple[str, Block]:
     """The bundle's name, and the endpoints with the prefix that a preset puts before theirs."""
     bundle, presets = _child(root, "bundle"), _child(root, "presets")
-    scope.bundle = _text(scope.replace_block(bundle, ("bundle",)), "name", scope.findings) or DEFAULT_BUNDLE
+    scope.bundle = _text(scope, bundle, ("bundle", "name")) or DEFAULT_BUNDLE
     endpoints = _child(_child(root, "resources"), "model_serving_endpoints")
     if "name_prefix" in presets:
-        prefix = _text(scope.replace_block(presets, ("presets",)), "name_prefix", scope.findings)
+        prefix = _text(scope, presets, ("presets", "name_prefix"))
         endpoints = prefixed(endpoints, name_prefix(prefix))
     scope.endpoints = endpoints
     return scope.bundle, endpoints
 
 
-def _text(block: Block, key: str, findings: Findings) -> str:
-    value = block.get(key)
+def _text(scope: Scope, block: Block, path: Path) -> str:
+    """The text at the last part of `path`, which leads to an entry of `block`."""
+    key = str(path[-1])
+    value = scope.replace_block(block, path[:-1]).get(key)
     if value is None or isinstance(value, str):
         return value or ""
-    findings.error("SS161", f"{key} must be text", "put the value in quotes", block.marks_of(key)[1], (key,))
+    mark = block.marks_of(key)[1]
+    scope.findings.error("SS161", f"{dotted(path)} must be text", "put the value in quotes", mark, path)
     return ""
 
 

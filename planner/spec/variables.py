@@ -96,12 +96,21 @@ class Scope:
         return items if all(map(is_, items, changed)) else changed
 
     def _text(self, text: str, mark: int, path: Path) -> Any:
-        at = _Use(mark, path)
         try:
-            whole = _REFERENCE.fullmatch(text)
-            return self._value(whole[1], at) if whole else self._interpolated(text, at)
+            return self._resolved(text, _Use(mark, path))
         except _Unresolved:
+            self.findings.spoil(mark)
             return text
+
+    def _resolved(self, text: str, at: _Use) -> Any:
+        whole = _REFERENCE.fullmatch(text)
+        return self._value(whole[1], at) if whole else self._interpolated(text, at)
+
+    def _definition(self, value: Any, mark: int, path: Path) -> Any:
+        """What is behind a reference, resolved. Text that cannot be resolved fails the reference as well."""
+        if isinstance(value, str) and "${" in value:
+            return self._resolved(value, _Use(mark, path))
+        return self.replace(value, mark, path)
 
     def _interpolated(self, text: str, at: _Use) -> str:
         if malformed := _MALFORMED.search(_REFERENCE.sub("", text)):
@@ -176,7 +185,7 @@ class Scope:
             return self.environ[ENVIRONMENT_PREFIX + name]
         for value, mark in (self.target.get(name, _NOTHING), self.declared[name]):
             if value is not None:
-                return self.replace(value, mark, ("variables", name))
+                return self._definition(value, mark, ("variables", name))
         by_environment = f"{ENVIRONMENT_PREFIX}{name}=VALUE in the environment"
         fix = f"pass --var {name}=VALUE, or set {by_environment}, or give it a default"
         self._refuse(at, "SS174", f'the variable "{name}" has no value', fix)
@@ -186,7 +195,7 @@ class Scope:
         if not isinstance(block, Block) or "name" not in block:
             fix = f"use the key of an endpoint block that has a name{did_you_mean(key, self.endpoints)}"
             self._refuse(at, "SS175", f'there is no endpoint block with the key "{key}"', fix)
-        return self.replace(block["name"], block.marks_of("name")[1], (*_ENDPOINT_PATH, key, "name"))
+        return self._definition(block["name"], block.marks_of("name")[1], (*_ENDPOINT_PATH, key, "name"))
 
     def _refuse(self, at: _Use, code: str, what: str, fix: str) -> NoReturn:
         self.findings.error(code, what, fix, at.mark, at.path)
