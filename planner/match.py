@@ -101,7 +101,8 @@ def match(
         best = min(usable, key=lambda i: (_PREFERENCE[i.phase], i.address.replica))
         old = tuple(i for i in recorded if i is not best)
         return Match(entity, best.address, _NEEDS[best.phase], old)
-    taken = {i.address for i in recorded}
+    # Where several share an address, which one a provider would hand back is its own choice: adopt none.
+    taken = {i.address for i in recorded} | {s.address for s in live.duplicates}
     adoptable = [
         s.address
         for s in unknown
