@@ -6,11 +6,12 @@ import argparse
 import sys
 
 from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.match import settle
 from servestate.planner.plan import Plan
 from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
 from servestate.runtime.apply import Finished, Stale, carry_out
-from servestate.runtime.cli.common import desired_of, resolve_desired, situation, workspace_of
+from servestate.runtime.cli.common import Situation, desired_of, resolve_desired, situation, workspace_of
 from servestate.runtime.cli.output import Exit, complain, palette, say, say_json_diagnostics
 from servestate.runtime.cli.reporters import reporter_for
 from servestate.runtime.cli.show import read_plan
@@ -25,13 +26,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plan is not None:
         workspace, plan, digest = _saved(arguments)
     else:
-        workspace, plan, digest = _planned(arguments)
+        found = _planned(arguments)
+        workspace, plan, digest = found.workspace, found.plan, None
+        # An empty plan may still rest on what a crash left unrecorded: carrying it out records that.
+        if plan.is_empty and not any(settle(found.state, found.live)):
+            _say_complete(plan, arguments)
+            return exit_codes.OK
     if plan.blocked:
         return _refuse_blocked(plan)
-    if plan.is_empty and arguments.plan is None:
-        _say_complete(plan, arguments)
-        return exit_codes.OK
-    if not (arguments.auto_approve or arguments.plan is not None):
+    if not (arguments.auto_approve or arguments.plan is not None or plan.is_empty):
         _ask(plan)
     reporter = reporter_for(arguments)
     try:
@@ -54,7 +57,7 @@ def _check_approvable(arguments: argparse.Namespace) -> None:
         raise Exit(exit_codes.USAGE)
 
 
-def _planned(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None]:
+def _planned(arguments: argparse.Namespace) -> Situation:
     found = situation(arguments, destroy=arguments.verb == "destroy")
     if arguments.json:
         for text in plan_lines(found.plan):
@@ -62,7 +65,7 @@ def _planned(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None
     else:
         sys.stdout.write(render_plan(found.plan, palette(arguments, sys.stdout)))
         sys.stdout.flush()
-    return found.workspace, found.plan, None
+    return found
 
 
 def _saved(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None]:
