@@ -62,7 +62,9 @@ def change_endpoint(
     for match in matches:
         if match not in emptied:
             for old in match.old:
-                yield from _retire(old, after, match.entity.timings)
+                # What failed serves nothing, and may still hold the memory that its replacement needs.
+                needs = () if old.phase is Phase.FAILED else after
+                yield from _retire(old, needs, match.entity.timings)
     for instance in removed:
         yield from _retire(instance, after, Timings())
 
