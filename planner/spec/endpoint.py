@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from servestate.planner.spec.external import ExternalModel
 from servestate.planner.spec.fields import Flag, Schema, Version, Whole
 from servestate.planner.spec.gateway import AiGateway, AutoCaptureConfig, RateLimit, TelemetryConfig
@@ -59,7 +61,7 @@ class _Served(Schema):
     max_provisioned_throughput: Whole | None = None
     provisioned_model_units: Whole | None = None
     burst_scaling_enabled: Flag = True
-    environment_vars: dict[str, str] = {}  # noqa: RUF012  # pydantic copies the default
+    environment_vars: dict[str, str] = Field(default_factory=dict)
     instance_profile_arn: str = ""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity, Where
 from servestate.planner.spec.characters import shorten
@@ -22,6 +23,18 @@ class TooMany(Exception):
     """Raised by the error that reaches LIMIT. Findings.check() then reports what is known."""
 
 
+Place = tuple[int, Path]
+"""A mark and the path of the key that stands there."""
+
+
+@dataclass(slots=True)
+class _Note:
+    """A warning with the first places it is true of."""
+
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+
+
 class Findings:
     """What is wrong so far. `names` are the documents' names, by number."""
 
@@ -29,7 +42,7 @@ class Findings:
         self.names = tuple(names)
         self._found: dict[Severity, list[tuple[int, Diagnostic]]] = {s: [] for s in Severity}
         self._broken: set[int | None] = set()
-        self._notes: dict[tuple[str, str, str], tuple[int, Path, list[int]]] = {}
+        self._notes: dict[tuple[str, str, str], _Note] = {}
 
     def error(
         self, code: str, what: str, fix: str, mark: int | None = None, path: Path = (), detail: str = ""
@@ -47,21 +60,27 @@ class Findings:
         """Say no more about the value at `mark`: that it is not there has been found, here or elsewhere."""
         self._broken.add(mark)
 
-    def note(self, code: str, what: str, fix: str, mark: int, path: Path) -> None:
-        """Note a warning once, however many places it is true of; the first few others are listed."""
-        places = self._notes.setdefault((code, what, fix), (mark, path, []))[2]
-        places.append(mark)
+    def note(self, code: str, what: str, fix: str, place: Callable[[], Place]) -> None:
+        """Note a warning once, however many places it is true of; the first few others are listed. `place` is
+        asked for those only."""
+        note = self._notes.setdefault((code, what, fix), _Note())
+        note.count += 1
+        if note.count <= 1 + LISTED:
+            note.places.append(place())
 
     def _noted(self) -> list[tuple[int, Diagnostic]]:
-        noted = []
-        for (code, what, fix), (mark, path, places) in self._notes.items():
-            others = [str(where(place, self.names)) for place in places[1 : 1 + LISTED]]
-            more = len(places) - 1 - len(others)
-            detail = f"also at {', '.join(others)}" if others else ""
-            detail += f" and {more} more" if more else ""
-            place = self._where(mark, path)
-            noted.append((mark, Diagnostic(code, what, fix, place, detail, Severity.WARNING)))
-        return noted
+        return [
+            (
+                note.places[0][0],
+                Diagnostic(*key, self._where(*note.places[0]), self._others(note), Severity.WARNING),
+            )
+            for key, note in self._notes.items()
+        ]
+
+    def _others(self, note: _Note) -> str:
+        others = [str(where(mark, self.names)) for mark, _ in note.places[1:]]
+        more = note.count - len(note.places)
+        return (f"also at {', '.join(others)}" if others else "") + (f" and {more} more" if more else "")
 
     def _add(
         self, severity: Severity, code: str, what: str, fix: str, mark: int | None, path: Path, detail: str

@@ -55,8 +55,12 @@ class Report:
 
     def note(self, code: str, what: str, fix: str, *path: str | int) -> None:
         """Note something that a bundle tends to have in many places; it is warned of once."""
-        written = written_path(self._block, path)
-        self._findings.note(code, what, fix, self._mark(written), (*self._base, *written))
+
+        def place() -> tuple[int, Path]:
+            written = written_path(self._block, path)
+            return self._mark(written), (*self._base, *written)
+
+        self._findings.note(code, what, fix, place)
 
     def is_written(self, *path: str) -> bool:
         """Whether the YAML itself has the key at `path`."""

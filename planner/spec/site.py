@@ -92,7 +92,7 @@ class ModelVersion(_Timings):
     source: str = ""
     args: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
-    env: dict[str, str] = {}  # noqa: RUF012  # pydantic copies the default
+    env: dict[str, str] = Field(default_factory=dict)
     health_path: str = "/health"
 
 
@@ -100,7 +100,7 @@ class Model(Schema):
     """What an `entity_name` means here: its versions, and the task (`llm/v1/chat`, …; "" = any)."""
 
     task: str = ""
-    versions: dict[str, ModelVersion] = {}  # noqa: RUF012  # pydantic copies the default
+    versions: dict[str, ModelVersion] = Field(default_factory=dict)
 
 
 class Override(_Timings):
@@ -137,5 +137,5 @@ class Site(Schema):
     workload_types: Annotated[dict[_ClassName, WorkloadType], BeforeValidator(_with_every_class)] = Field(
         default_factory=lambda: dict(_EVERY_CLASS_LOCAL)
     )
-    models: dict[str, Model] = {}  # noqa: RUF012  # pydantic copies the default
-    overrides: dict[str, Override] = {}  # noqa: RUF012  # pydantic copies the default
+    models: dict[str, Model] = Field(default_factory=dict)
+    overrides: dict[str, Override] = Field(default_factory=dict)
