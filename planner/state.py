@@ -144,11 +144,18 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
-class StrayStopped:
-    """Something that wore our marks but was in no state is gone. Changes only the serial."""
+class StrayStopIntended:
+    """Committed before something that wears our marks but is in no state is stopped. Changes only the serial,
+    which is enough to keep an apply that lost its lock from stopping what the next one has adopted."""
 
     address: InstanceAddress
     handle: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableRewriteIntended:
+    """Committed before the table file is written again as state has it. Changes only the serial, and keeps an
+    apply that lost its lock from putting an old table over a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ class Forgotten:
 InstanceEvent = (
     LaunchIntended | Launched | Registered | BecameReady | LaunchFailed | DrainBegan | StopIntended | Stopped
 )
-Event = InstanceEvent | StrayStopped | Published | Withdrawn | Forgotten
+Event = InstanceEvent | StrayStopIntended | TableRewriteIntended | Published | Withdrawn | Forgotten
 
 _P = Phase
 _NEW = frozenset({None})
@@ -200,7 +207,7 @@ def apply_event(state: State, event: Event) -> State:
     """The state after `event`, its serial one higher. Raises IllegalEvent."""
     serial = state.serial + 1
     match event:
-        case StrayStopped():
+        case StrayStopIntended() | TableRewriteIntended():
             return replace(state, serial=serial)
         case Published(record):
             return _with_record(state, record, serial)
@@ -215,7 +222,7 @@ def apply_event(state: State, event: Event) -> State:
 def touched(event: Event) -> EndpointAddress | InstanceAddress | None:
     """The one record that `event` changes; None where it changes the serial alone."""
     match event:
-        case StrayStopped():
+        case StrayStopIntended() | TableRewriteIntended():
             return None
         case Published(record):
             return EndpointAddress(record.name)

@@ -37,7 +37,8 @@ from servestate.planner.state import (
     State,
     StopIntended,
     Stopped,
-    StrayStopped,
+    StrayStopIntended,
+    TableRewriteIntended,
     Withdrawn,
 )
 from servestate.planner.steps import (
@@ -241,6 +242,7 @@ class Executor:
                 await self._record(Withdrawn(endpoint))
                 await self._write_table("withdraw")
             case RewriteTable():
+                await self._record(TableRewriteIntended())
                 await self._write_table("rewrite")
             case Drain():
                 await self._drain(node, step)
@@ -336,11 +338,14 @@ class Executor:
             if ours:
                 self._check_unrouted(step.address)
                 await self._record(StopIntended(step.address, self._world.new_id()))
+            else:
+                await self._record(StrayStopIntended(step.address, step.handle))
             reach("stop.after_intent")
             if step.handle:
                 await self._world.providers[step.provider].stop(step.handle, step.grace_s)
             reach("stop.after_effect")
-            await self._record(Stopped(step.address) if ours else StrayStopped(step.address, step.handle))
+            if ours:
+                await self._record(Stopped(step.address))
             reach("stop.after_result")
 
     def _check_unrouted(self, address: InstanceAddress) -> None:
