@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -211,7 +211,9 @@ class World(FakeWorld):
 @dataclass
 class Site:
     """One site and everything in it. `boundary` is called with a name at every point where a process can die:
-    before and after each effect and each write."""
+    before and after each effect and each write. `frozen` is awaited where it can stand still for long: after
+    the intent of an effect is committed and before the effect. `drifted` holds the URLs of what the world
+    changed by itself; `tampered` says that somebody else wrote the table file."""
 
     store: StateStore = field(default_factory=MemoryStore)
     world: World = field(default_factory=World)
@@ -220,7 +222,9 @@ class Site:
     violations: list[str] = field(default_factory=list)
     boundary: Callable[[str], None] = lambda name: None
     pause: Callable[[], float] = lambda: 0.0
+    frozen: Callable[[str], Awaitable[None]] = lambda name: asyncio.sleep(0)
     drifted: set[str] = field(default_factory=set)
+    tampered: bool = False
     started: list[str] = field(default_factory=list)
     path: Path | None = None
     lineage: str = LINEAGE
@@ -236,7 +240,10 @@ class Site:
         return self.store.read() or State(self.lineage)
 
     def look(self) -> Live:
-        return run(refresh(self.providers, self.lineage, self.state, self.table.version))
+        return run(self.looking())
+
+    async def looking(self) -> Live:
+        return await refresh(self.providers, self.lineage, self.state, self.table.version)
 
     def plan(self, desired: Resolved, *, destroy: bool = False) -> Plan:
         return make_plan(desired, self.state, self.look(), destroy=destroy)
@@ -257,11 +264,15 @@ class Site:
             reasons = moved(plan, state, live, digest)
             if reasons:
                 return reasons
-            watcher = _Watcher(self, stop_at)
-            watcher.executor = Executor(self._reach(), state, lock, watcher)
-            return await watcher.executor.run(plan, live)
+            return await self.execute(plan, state, live, lock, stop_at)
         finally:
             self.store.release(lock)
+
+    async def execute(self, plan: Plan, state: State, live: Live, lock: Lock, stop_at: int = 0) -> Outcome:
+        """Only the executor: what an operator does who has checked everything already."""
+        watcher = _Watcher(self, stop_at)
+        watcher.executor = Executor(self._reach(), state, lock, watcher)
+        return await watcher.executor.run(plan, live)
 
     def _reach(self) -> executor.World:
         def new_id() -> str:
@@ -287,9 +298,10 @@ class Site:
             assert self.orphans() == []
 
     def orphans(self) -> list[str]:
-        """What runs and is not a ready instance of the state."""
+        """What runs with our marks and is not a ready instance of the state."""
         ready = {i.handle for i in self.state.instances.values() if i.phase is Phase.READY}
-        return [str(t.marks.address) for t in self.world.things.values() if t.handle not in ready]
+        ours = (t for t in self.world.things.values() if t.marks.lineage == self.lineage)
+        return [str(t.marks.address) for t in ours if t.handle not in ready]
 
     def routes(self) -> dict[str, dict[str, tuple[int, list[str]]]]:
         """What the table says, by meaning: endpoint, entity, weight, revisions."""
@@ -329,7 +341,7 @@ class Site:
                         f"P4: the table names {backend.replica}, which is not ready in state"
                     )
                     continue
-                if isinstance(instance.spec, ExternalSpec) or backend.replica in self.drifted:
+                if isinstance(instance.spec, ExternalSpec) or backend.url in self.drifted:
                     continue
                 thing = by_url.get(backend.url)
                 if (
@@ -339,7 +351,7 @@ class Site:
                 ):
                     self.violations.append(f"P4: the table names {backend.replica}, which never proved ready")
         self.boundary("table:before")
-        self.table.text = text
+        self.table.text, self.tampered = text, False
         self.tables.append(table)
         self.boundary("table:after")
 
@@ -349,17 +361,20 @@ class Site:
         if instance is None or instance.phase is not Phase.LAUNCHING or instance.op != marks.op:
             self.violations.append(f"D1: launch of {marks.address} without a committed intent")
 
-    def stopping(self, handle: str) -> None:
-        """P3 and D1, at the moment of the effect."""
+    def stopping(self, handle: str) -> bool:
+        """D1, as the call arrives. Whether it is an instance of the state that shall stop."""
         thing = self.world.things.get(handle)
-        if thing is None:
-            return
-        if thing.url in self.table.urls:
-            self.violations.append(f"P3: {thing.marks.address} is stopped while requests are routed to it")
-        recorded = self.state.instances.get(thing.marks.address)
+        recorded = self.state.instances.get(thing.marks.address) if thing else None
         ours = recorded is not None and recorded.handle == handle
-        if ours and recorded.phase not in (Phase.STOPPING, Phase.FAILED):
-            self.violations.append(f"D1: stop of {thing.marks.address} without a committed intent")
+        if recorded and ours and recorded.phase not in (Phase.STOPPING, Phase.FAILED):
+            self.violations.append(f"D1: stop of {recorded.address} without a committed intent")
+        return ours
+
+    def ending(self, handle: str) -> None:
+        """P3, at the moment of the effect."""
+        thing = self.world.things.get(handle)
+        if thing is not None and not self.tampered and thing.url in self.table.urls:
+            self.violations.append(f"P3: {thing.marks.address} is stopped while requests are routed to it")
 
     def proved(self, handle: str) -> None:
         self._proved.add(handle)
@@ -401,8 +416,9 @@ class _Watched:
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         await asyncio.sleep(self._site.pause())
-        self._site.boundary("launch:before")
         self._site.launching(marks)
+        await self._site.frozen("launch")
+        self._site.boundary("launch:before")
         launched = await self._inner.launch(spec, marks)
         self._site.boundary("launch:after")
         await asyncio.sleep(self._site.pause())
@@ -410,6 +426,7 @@ class _Watched:
 
     async def probe(self, handle: str, spec: Spec) -> Readiness:
         self._site.boundary("probe")
+        await self._site.frozen("probe")
         await asyncio.sleep(self._site.pause())
         seen = await self._inner.probe(handle, spec)
         if isinstance(seen, Ready):
@@ -418,8 +435,10 @@ class _Watched:
 
     async def stop(self, handle: str, grace_s: float) -> None:
         await asyncio.sleep(self._site.pause())
+        if self._site.stopping(handle):
+            await self._site.frozen("stop")
         self._site.boundary("stop:before")
-        self._site.stopping(handle)
+        self._site.ending(handle)
         await self._inner.stop(handle, grace_s)
         self._site.boundary("stop:after")
         await asyncio.sleep(self._site.pause())
