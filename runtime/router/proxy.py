@@ -172,6 +172,9 @@ class Exchange:
         """See `upstream.Exchange`."""
         if complete:
             self._upstream = None
+            if length is None and not head.chunked and self._broke_off(head):
+                self._fail(errors.lost("the upstream closed the connection before its answer was whole"))
+                return
         if self._phase is _RELAYING:
             self._relay(payload, complete)
         elif head.status >= 300:
@@ -248,8 +251,10 @@ class Exchange:
         payload = self._events.feed(payload)
         if complete:
             payload += self._events.finish()
-        if payload or complete:
+        if payload:
             self._commit(head, None, payload, complete)
+        elif complete:
+            self._fail(errors.lost("the upstream's event stream was empty"))
         else:
             self._hold(head)
 
@@ -295,6 +300,13 @@ class Exchange:
             self._client.finished()
         else:
             self._client.deadline = self._loop.time() + self._limits.stall_s
+
+    def _broke_off(self, head: AnswerHead) -> bool:
+        """Whether an answer that only the end of the connection ends stopped where it cannot end: without
+        any content, or as an event stream that did not say that it is done."""
+        if head.event_stream:
+            return self._events is None or not self._events.said_done()
+        return head.status < 300 and self._phase is _WAITING
 
     def _collect(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
         """An error answer: read it, within bounds, and answer in our own words and shape."""

@@ -1,0 +1,201 @@
+"""Start and stop: where it listens, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from servestate.planner.diagnostics import InvalidInput
+from servestate.runtime.router import Router
+from tests.router import rig
+from tests.router.rig import QUICK, ask, read_answer, request, serving, write_table
+from tests.router.test_tables import config
+from tests.router.upstreams import Received, Upstream, answer, entity, table
+
+ROUTER = """
+import os, sys
+from pathlib import Path
+from servestate.providers.secrets import EnvSecrets
+from servestate.runtime.router import RouterConfig, run
+folder = Path(sys.argv[1])
+config = RouterConfig(folder / "table.json", folder / "control.sock", "127.0.0.1", 0, EnvSecrets(os.environ))
+sys.exit(run(config, lambda url: print(url, flush=True)))
+"""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "", "127.0.0.1.evil"])
+def test_it_never_listens_off_loopback(tmp_path: Path, host: str) -> None:
+    write_table(tmp_path / "table.json", table(entity("a", 100)))
+    with pytest.raises(InvalidInput, match="SS601"):
+        Router(config(tmp_path, host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_loopback_it_listens_on(tmp_path: Path, host: str) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        router = Router(config(tmp_path, host=host))
+        await router.start()
+        await router.stop()
+
+    rig.run(body())
+
+
+def test_a_port_that_is_taken_and_a_control_socket_in_use(tmp_path: Path) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(InvalidInput, match="SS603"):
+                await Router(config(tmp_path, port=taken.getsockname()[1])).start()
+        router = Router(config(tmp_path))
+        await router.start()
+        with pytest.raises(InvalidInput, match="SS604"):
+            await Router(config(tmp_path)).start()
+        await router.stop()
+        # A file that a killed router left is no obstacle.
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(tmp_path / "control.sock"))
+        again = Router(config(tmp_path))
+        await again.start()
+        await again.stop()
+        assert not (tmp_path / "control.sock").exists()
+
+    rig.run(body())
+
+
+def test_a_process_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
+    write_table(tmp_path / "table.json", table(entity("a", 100)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", ROUTER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
+            await gate.wait()
+            writer.write(answer())
+
+        async with Upstream(held) as up, serving(table(entity("a", 100, up.url))) as r:
+            idle_reader, idle_writer = await r.connect()
+            reader, writer = await r.connect()
+            writer.write(request())
+            await rig.until(lambda: len(up.received) == 1)
+            stopping = asyncio.create_task(r.router.stop())
+            assert await rig.bounded(idle_reader.read()) == b""
+            with pytest.raises(OSError):  # noqa: PT011 - refused or reset
+                await r.connect()
+            gate.set()
+            got = await read_answer(reader)
+            assert (got.status, got.fields["connection"]) == (200, "close")
+            writer.close()
+            idle_writer.close()
+            await rig.bounded(stopping)
+
+    rig.run(body())
+
+
+def test_stopping_does_not_wait_for_ever() -> None:
+    async def body() -> None:
+        async def never(received: Received, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(3600)
+
+        limits = replace(QUICK, drain_s=0.1)
+        async with Upstream(never) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            running = asyncio.create_task(ask(r, request()))
+            await rig.until(lambda: len(up.received) == 1)
+            await rig.bounded(r.router.stop(), 3)
+            assert (await running).status == 0
+
+    rig.run(body())
+
+
+def test_slow_clients_meet_their_deadlines() -> None:
+    async def body() -> None:
+        limits = replace(QUICK, header_s=0.05, idle_s=0.05, body_grace_s=0.05)
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            for sent, status in ((b"", 0), (b"POST /v1/ch", 400), (request()[:-3], 400)):
+                reader, writer = await r.connect()
+                writer.write(sent)
+                assert (await rig.bounded(read_answer(reader))).status == status, sent
+                assert await rig.bounded(reader.read()) == b""
+                writer.close()
+            reader, writer = await r.connect()
+            writer.write(request())
+            assert (await read_answer(reader)).status == 200
+            assert await rig.bounded(reader.read()) == b""  # idle
+            writer.close()
+            await rig.until(lambda: not r.router.clients)
+
+    rig.run(body())
+
+
+def test_too_many_connections_are_told_so() -> None:
+    async def body() -> None:
+        limits = replace(QUICK, client_sockets=3)
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            held = [await r.connect() for _ in range(3)]
+            await rig.until(lambda: len(r.router.clients) == 3)
+            reader, writer = await r.connect()
+            got = await read_answer(reader)
+            assert (got.status, got.fields["retry-after"]) == (503, "1")
+            for _, w in [*held, (reader, writer)]:
+                w.close()
+            await rig.until(lambda: not r.router.clients)
+            assert (await ask(r, request())).status == 200
+
+    rig.run(body())
+
+
+def test_a_client_that_expects_100_gets_it() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
+            data = request(fields="Expect: 100-continue\r\n")
+            reader, writer = await r.connect()
+            head_end = data.index(b"\r\n\r\n") + 4
+            writer.write(data[:head_end])
+            assert (await read_answer(reader)).status == 100
+            writer.write(data[head_end:])
+            assert (await read_answer(reader)).status == 200
+            writer.close()
+
+    rig.run(body())
+
+
+def test_large_bodies_and_answers_pass_whole() -> None:
+    async def body() -> None:
+        text = b"x" * 5_000_000
+
+        async def echo(received: Received, writer: asyncio.StreamWriter) -> None:
+            writer.write(answer(received.body))
+
+        async with Upstream(echo) as up, serving(table(entity("a", 100, up.url))) as r:
+            raw = b'{"messages":[{"content":"%b"}],"model":"chat-ep"}' % text
+            got = await rig.bounded(ask(r, request(raw)))
+            assert got.body == raw.replace(b"chat-ep", b"engine-model")
+
+    rig.run(body())
