@@ -28,7 +28,7 @@ def how_to_mend(character: str) -> str:
     """What to do about a refused character."""
     if "\ud800" <= character <= "\udfff":
         return "save the file as UTF-8"
-    return 'delete it; inside double quotes it can be written as an escape such as "\\u200E"'
+    return "delete it"
 
 
 def named(character: str) -> str:

@@ -13,7 +13,7 @@ LIMIT = 500
 """Errors after which loading stops. A generated file can hold a million mistakes; nobody reads that many."""
 
 _LONGEST = 500
-_BREAKING = frozenset({"SS153", "SS154", "SS156", "SS174", "SS175", "SS176"})
+_BREAKING = frozenset({"SS151", "SS153", "SS154", "SS156", "SS174", "SS175", "SS176"})
 """Codes after which there is no value to judge: what else is said of that place would only confuse."""
 LISTED = 3
 """Further places of a warning that are listed."""

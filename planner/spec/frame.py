@@ -8,7 +8,7 @@ from typing import Any
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.places import Block, Path, dotted
-from servestate.planner.spec.suggest import did_you_mean
+from servestate.planner.spec.suggest import closest, did_you_mean
 
 _OURS = ("bundle", "presets", "resources", "servestate", "targets", "variables")
 _ELSEWHERE = (
@@ -24,6 +24,7 @@ _ELSEWHERE = (
 )
 """Keys of Databricks bundles that say nothing about serving, or that whoever read the files has followed."""
 
+_ENDPOINTS = "model_serving_endpoints"
 _IN_TARGET = ("bundle", "presets", "resources", "servestate", "variables")
 _TARGET_SCALARS = ("default", "mode", "cluster_id", "compute_id", "git")
 
@@ -94,18 +95,17 @@ def _with_resources(block: Block, path: Path, findings: Findings) -> Block:
         return block
     resources = block["resources"]
     at = (*path, "resources")
-    others = [kind for kind in resources if kind != "model_serving_endpoints"]
+    others = [kind for kind in resources if kind != _ENDPOINTS and not _is_misspelt(kind)]
     if others:
         what = f"only model_serving_endpoints are read; ignored: {', '.join(map(shorten, others))}"
         mark = resources.marks_of(others[0])[0]
-        findings.warning("SS171", what, _hint(others).removeprefix("; "), mark, (*at, others[0]))
-    return _with(block, "resources", _mappings(resources, ("model_serving_endpoints",), others, at, findings))
+        findings.warning("SS171", what, "", mark, (*at, others[0]))
+    return _with(block, "resources", _mappings(resources, (_ENDPOINTS,), others, at, findings))
 
 
-def _hint(kinds: Sequence[str]) -> str:
-    """A hint where one of `kinds` looks like the kind that is read."""
-    hints = (did_you_mean(kind, ["model_serving_endpoints"]) for kind in kinds)
-    return next((hint for hint in hints if hint), "")
+def _is_misspelt(kind: str) -> bool:
+    """Whether `kind` is meant to be the kind that is read. Ignoring it would delete what it describes."""
+    return bool(closest(kind, [_ENDPOINTS], cutoff=0.85))
 
 
 def _targets(targets: Block, findings: Findings) -> Block:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from servestate.planner.spec import external_rules, support
+from servestate.planner.spec import capacity_rules, external_rules, gateway_rules, support
 from servestate.planner.spec.characters import describe_odd, shorten
-from servestate.planner.spec.endpoint import Endpoint, Route, ServedEntity
+from servestate.planner.spec.endpoint import Endpoint, Route
 from servestate.planner.spec.external_rules import REFERENCE_FORM, SECRET_REFERENCE
-from servestate.planner.spec.gateway import GatewayRateLimit
 from servestate.planner.spec.report import Report
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
@@ -176,64 +175,17 @@ def something_to_serve(endpoint: Endpoint, report: Report) -> None:
             )
 
 
-def size_or_concurrency(endpoint: Endpoint, report: Report) -> None:
-    """R16: capacity is given by size or by concurrency, and the bounds are in order."""
+def model_names(endpoint: Endpoint, report: Report) -> None:
+    """What names a model is shown in plans and logs: one line, nothing invisible."""
     for index, entity in enumerate(endpoint.entities):
-        low, high = entity.min_provisioned_concurrency, entity.max_provisioned_concurrency
-        if low is None and high is None:
-            continue
-        at = (*_ENTITIES, index)
-        if entity.workload_size is not None:
-            what = f'"{entity.name}" has workload_size and provisioned concurrency'
-            report.error("SS112", what, "keep one of them", *at, "workload_size")
-        _in_order(entity, low, high, "provisioned_concurrency", "SS112", report, index)
-
-
-def throughput(endpoint: Endpoint, report: Report) -> None:
-    """R17, R18: a maximum above 0, and a minimum not above it. Chunk sizes are the catalogue's matter."""
-    for index, entity in enumerate(endpoint.entities):
-        low, high = entity.min_provisioned_throughput, entity.max_provisioned_throughput
-        if low is None and high is None:
-            continue
-        if high is None:
-            what = f'"{entity.name}" has min_provisioned_throughput without a maximum'
-            fix = "add max_provisioned_throughput"
-            report.error("SS113", what, fix, *_ENTITIES, index, "min_provisioned_throughput")
-        elif high <= 0:
-            what = f'max_provisioned_throughput of "{entity.name}" is {high}'
-            report.error(
-                "SS113", what, "make it more than 0", *_ENTITIES, index, "max_provisioned_throughput"
-            )
-        else:
-            _in_order(entity, low, high, "provisioned_throughput", "SS113", report, index)
-
-
-def _in_order(
-    entity: ServedEntity, low: int | None, high: int | None, what: str, code: str, report: Report, index: int
-) -> None:
-    if low is not None and low < 0:
-        report.error(
-            code, f'min_{what} of "{entity.name}" is {low}', "use 0 or more", *_ENTITIES, index, f"min_{what}"
-        )
-    if high is not None and high < (low or 0):
-        found = f'max_{what} of "{entity.name}" is {high}, below the minimum of {low or 0}'
-        report.error(code, found, "make the maximum at least the minimum", *_ENTITIES, index, f"max_{what}")
-
-
-def model_units(endpoint: Endpoint, report: Report) -> None:
-    """R20: positive, and not beside throughput."""
-    for index, entity in enumerate(endpoint.entities):
-        units = entity.provisioned_model_units
-        if units is None:
-            continue
-        at = (*_ENTITIES, index, "provisioned_model_units")
-        if units <= 0:
-            report.error(
-                "SS125", f'provisioned_model_units of "{entity.name}" is {units}', "make it more than 0", *at
-            )
-        if entity.min_provisioned_throughput is not None or entity.max_provisioned_throughput is not None:
-            what = f'"{entity.name}" has provisioned_model_units and provisioned throughput'
-            report.error("SS125", what, "keep one of them", *at)
+        for field in ("entity_name", "entity_version"):
+            if not getattr(entity, field).isprintable():
+                what = f"{field} contains a line end or another invisible character"
+                report.error("SS127", what, "keep it on one line", *_ENTITIES, index, field)
+        model = entity.external_model
+        if model is not None and not model.name.isprintable():
+            what = "the name of the external model contains a line end or another invisible character"
+            report.error("SS127", what, "keep it on one line", *_ENTITIES, index, "external_model", "name")
 
 
 def environment(endpoint: Endpoint, report: Report) -> None:
@@ -252,72 +204,9 @@ def environment_problem(name: str, value: str) -> str:
     """What is wrong with an environment variable; "" if nothing. The value is never part of the answer."""
     if not _ENVIRONMENT_NAME.match(name):
         return f'"{shorten(name)}" cannot be the name of an environment variable'
-    if "\0" in value:
-        return f"the value of {name} contains a NUL character"
     if "{{" in value and "secrets" in value and not SECRET_REFERENCE.match(value):
         return f"the value of {name} is not a complete secret reference"
     return ""
-
-
-def gateway_limits(endpoint: Endpoint, report: Report) -> None:
-    """R22: a limit limits something, names its principal where it must, and is given once."""
-    seen: set[tuple[str, str]] = set()
-    limits = endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()
-    for index, limit in enumerate(limits):
-        at = ("ai_gateway", "rate_limits", index)
-        for problem, field in _limit_problems(limit):
-            report.error(
-                "SS122", f"rate limit {index + 1} {problem}", "see the serving API's RateLimit", *at, *field
-            )
-        if (limit.key, limit.principal) in seen:
-            report.error(
-                "SS122",
-                f"rate limit {index + 1} repeats an earlier one",
-                "keep one per key and principal",
-                *at,
-            )
-        seen.add((limit.key, limit.principal))
-
-
-def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if limit.renewal_period != "minute":
-        yield 'has a renewal_period other than "minute"', ("renewal_period",)
-    if limit.calls is None and limit.tokens is None:
-        yield "has neither calls nor tokens", ()
-    for field, value in (("calls", limit.calls), ("tokens", limit.tokens)):
-        if value is not None and value <= 0:
-            yield f"has {value} {field}; it must be more than 0", (field,)
-    if limit.key in ("user_group", "service_principal") and not limit.principal:
-        yield f"is for a {limit.key} and has no principal", ()
-    if limit.key == "endpoint" and limit.principal:
-        yield "is for the endpoint and has a principal", ("principal",)
-
-
-def legacy_limits(endpoint: Endpoint, report: Report) -> None:
-    """R22 for limits of the old spelling."""
-    for index, limit in enumerate(endpoint.rate_limits):
-        if limit.renewal_period != "minute":
-            what = f'rate limit {index + 1} has a renewal_period other than "minute"'
-            report.error("SS126", what, "use minute", "rate_limits", index, "renewal_period")
-        if limit.calls <= 0:
-            what = f"rate limit {index + 1} has {limit.calls} calls"
-            report.error("SS126", what, "make it more than 0", "rate_limits", index, "calls")
-
-
-def inference_table(endpoint: Endpoint, report: Report) -> None:
-    """R21: an enabled inference table needs a catalog and a schema."""
-    gateway, config = endpoint.ai_gateway, endpoint.config
-    for table, at in (
-        (gateway.inference_table_config if gateway else None, ("ai_gateway", "inference_table_config")),
-        (config.auto_capture_config if config else None, ("config", "auto_capture_config")),
-    ):
-        if table is not None and table.enabled and not (table.catalog_name and table.schema_name):
-            report.error(
-                "SS123",
-                f"{at[-1]} is enabled without a catalog and a schema",
-                "add catalog_name and schema_name",
-                *at,
-            )
 
 
 def unique_tags(endpoint: Endpoint, report: Report) -> None:
@@ -354,8 +243,8 @@ RULES: tuple[Rule, ...] = (
     one_spelling,  # SS109 R8
     something_to_serve,  # SS110
     hosted_fields,  # SS111 R4
-    size_or_concurrency,  # SS112 R16
-    throughput,  # SS113 R17, R18
+    capacity_rules.size_or_concurrency,  # SS112 R16
+    capacity_rules.throughput,  # SS113 R17, R18
     external_rules.provider_config,  # SS114 R23
     external_rules.secrets_by_reference,  # SS115 R23, R24
     external_rules.secret_given,  # SS116 R23
@@ -363,11 +252,12 @@ RULES: tuple[Rule, ...] = (
     unique_tags,  # SS118 N7
     one_principal,  # SS119
     environment,  # SS121, warning SS147
-    gateway_limits,  # SS122 R22
-    inference_table,  # SS123 R21
+    gateway_rules.gateway_limits,  # SS122 R22
+    gateway_rules.inference_table,  # SS123 R21
     external_rules.same_task,  # SS124 R3
-    model_units,  # SS125 R20
-    legacy_limits,  # SS126 R22
+    capacity_rules.model_units,  # SS125 R20
+    gateway_rules.legacy_limits,  # SS126 R22
+    model_names,  # SS127
     support.provider,  # SS130
     support.azure,  # SS131
     support.task,  # SS132

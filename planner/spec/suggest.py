@@ -11,14 +11,14 @@ _LENGTH_DIFFERENCE = 6
 _LONGEST = 100
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """The known name that looks most like `name`; "" if none does."""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that looks most like `name`; "" if none does. `cutoff` 1 asks for equality."""
     from difflib import get_close_matches  # costs more to import than most runs have use for
 
     if len(name) > _LONGEST:
         return ""
     candidates = [k for k in known if abs(len(k) - len(name)) <= _LENGTH_DIFFERENCE][:_COMPARED]
-    found = get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
+    found = get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=cutoff)
     return found[0] if found else ""
 
 

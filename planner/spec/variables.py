@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import Any, NoReturn
 
-from servestate.planner.spec.characters import shorten
+from servestate.planner.spec.characters import named, refused_characters, shorten
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.places import Block, Items, Path
 from servestate.planner.spec.suggest import did_you_mean
@@ -179,16 +179,22 @@ class Scope:
         if name not in self.declared:
             fix = f"declare it: variables: {{{name}: {{default: …}}}}{did_you_mean(name, self.declared)}"
             self._refuse(at, "SS175", f'the variable "{name}" is not declared', fix)
-        if name in self.given:
-            return self.given[name]
-        if ENVIRONMENT_PREFIX + name in self.environ:
-            return self.environ[ENVIRONMENT_PREFIX + name]
+        for origin, key in ((self.given, name), (self.environ, ENVIRONMENT_PREFIX + name)):
+            if key in origin:
+                return self._from_outside(name, origin[key], at)
         for value, mark in (self.target.get(name, _NOTHING), self.declared[name]):
             if value is not None:
                 return self._definition(value, mark, ("variables", name))
         by_environment = f"{ENVIRONMENT_PREFIX}{name}=VALUE in the environment"
         fix = f"pass --var {name}=VALUE, or set {by_environment}, or give it a default"
         self._refuse(at, "SS174", f'the variable "{name}" has no value', fix)
+
+    def _from_outside(self, name: str, value: str, at: _Use) -> str:
+        """A value that no file holds, and that has not been looked at yet."""
+        for _, character in refused_characters(value):
+            what = f'the value of the variable "{name}" contains {named(character)}'
+            self._refuse(at, "SS175", what, "set it to printable text")
+        return value
 
     def _endpoint_name(self, key: str, at: _Use) -> Any:
         block = self.endpoints.get(key)

@@ -206,7 +206,7 @@ class _Reader:
 
     def _key(self, event: Any) -> str | None:
         """The key; None if it is unusable, which is then found."""
-        if event.__class__ is ScalarEvent and event.tag is None and event.anchor is None:
+        if event.__class__ is ScalarEvent and event.implicit[0] and event.anchor is None:
             return intern(event.value)
         value = self._value(event)
         if isinstance(value, str):
@@ -251,7 +251,7 @@ class _Reader:
     def _scalar(self, event: Any) -> Any:
         if event.tag is None:
             if not event.implicit[0]:
-                return event.value
+                return self._quoted(event)
         elif event.tag in _SCALAR_TAGS:
             return self._tagged(event)
         else:
@@ -261,6 +261,16 @@ class _Reader:
             return self.plain[event.value]
         except ValueError:
             return self._refuse_number(event)
+
+    def _quoted(self, event: Any) -> str:
+        """Quoted text. Escapes can put into it what the file itself must not contain."""
+        text: str = event.value
+        if not text.isprintable():
+            for _, character in refused_characters(text):
+                what, fix = f"the value contains {named(character)}", "take the escape out"
+                self._error(event, "SS151", what, fix)
+                break
+        return text
 
     def _tagged(self, event: Any) -> Any:
         """A scalar with a core tag: what the plain text means, if that is of the tag's kind."""

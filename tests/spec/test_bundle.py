@@ -317,3 +317,12 @@ def test_the_collector_is_left_as_it_was() -> None:
             assert gc.isenabled() is enabled
         finally:
             gc.enable()
+
+
+def test_a_value_from_outside_cannot_bring_control_characters() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        described(VARIABLES.replace("TEXT", "${var.text}"), None, {"BUNDLE_VAR_text": "\x1b[31mCANARY"})
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "SS175"
+    assert "U+001B" in finding.what
+    assert "CANARY" not in str(finding)
