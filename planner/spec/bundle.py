@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,9 +52,10 @@ class Desired:
         `path` is spelled as in the loaded model (`"config", "served_entities", 0, "entity_name"`); an entity
         may be given by name in place of its position. Raises KeyError for an endpoint that is not desired.
         """
-        found = next((e for e in self.endpoints if e.spec.name == endpoint), None)
-        if found is None:
+        at = bisect_left(self.endpoints, endpoint, key=_name)
+        if at == len(self.endpoints) or self.endpoints[at].spec.name != endpoint:
             raise KeyError(endpoint)
+        found = self.endpoints[at]
         return found.where if self._places is None or not path else self._places.where(found.key, path)
 
 
@@ -68,7 +70,9 @@ class Places:
     def where(self, key: str, path: tuple[str | int, ...]) -> Where:
         """The place of the value at `path` inside the endpoint block `key`."""
         findings = Findings([d.name for d in self._source.documents])
-        self._tree = self._tree or compose(self._source, findings)
+        if self._tree is None:
+            with _without_collector():
+                self._tree = compose(self._source, findings)
         block = self._tree.endpoints[key]
         written = written_path(block, path)
         return where(mark_of(block, written), findings.names, (*ENDPOINTS, key, *written))
@@ -102,8 +106,12 @@ def _load(source: Source, findings: Findings) -> Desired:
     endpoints = _endpoints(tree.endpoints, findings)
     site = _site(tree.site, endpoints, findings)
     findings.check()
-    endpoints.sort(key=lambda endpoint: endpoint.spec.name)
+    endpoints.sort(key=_name)
     return Desired(tree.bundle, site, tuple(endpoints), findings.warnings(), Places(source))
+
+
+def _name(endpoint: DesiredEndpoint) -> str:
+    return endpoint.spec.name
 
 
 def _site(block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings) -> Site:

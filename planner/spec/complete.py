@@ -7,7 +7,7 @@ costs more than validating them.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from servestate.planner.spec.endpoint import (
@@ -69,7 +69,7 @@ def default_name(entity: ServedEntity) -> str:
     return f"{short}-{entity.entity_version}" if entity.entity_version else short
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _everything_to(entity: str) -> TrafficConfig:
     """R11. Shared by all endpoints that have a single entity of that name."""
     route = Route(traffic_percentage=100, served_entity_name=entity, served_model_name=entity)

@@ -16,6 +16,7 @@ LINE_SHIFT = 24
 """A mark is document << 48 | line << 24 | column; the bounds on documents keep each part in its bits."""
 
 _DOCUMENT_SHIFT = 48
+MAX_DOCUMENTS = 1 << 16
 _PART_MASK = (1 << LINE_SHIFT) - 1
 
 Path = tuple[str | int, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.frame import framed
 from servestate.planner.spec.layers import join
-from servestate.planner.spec.places import Block, Path, dotted
+from servestate.planner.spec.places import MAX_DOCUMENTS, Block, Path, dotted
 from servestate.planner.spec.targets import apply_target, chosen, name_prefix, prefixed
 from servestate.planner.spec.variables import Scope, check_given, defaults
 from servestate.planner.spec.yaml_text import Budget, read
@@ -48,6 +48,10 @@ class Tree:
 def compose(source: Source, findings: Findings) -> Tree:
     """The tree of `source`. Raises InvalidInput at once if a document cannot be read: what the others lack
     may stand in it."""
+    if len(source.documents) > MAX_DOCUMENTS:
+        what = f"there are {len(source.documents):,} files; {MAX_DOCUMENTS:,} is the most that is read"
+        findings.error("SS155", what, "put several endpoints into each file")
+        findings.check()
     budget = Budget()
     roots = [read(d.text, number, findings, budget) for number, d in enumerate(source.documents)]
     readable = [framed(root, findings) for root in roots if root is not None]

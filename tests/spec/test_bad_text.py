@@ -130,3 +130,9 @@ def test_reading_stops_after_many_errors_and_says_so() -> None:
         load([Document("f.yaml", "".join(f"k{i}: 1\n" for i in range(5000)))])
     assert len(caught.value.diagnostics) == 501
     assert str(caught.value.diagnostics[-1]).startswith("SS100 stopped after 500 errors")
+
+
+def test_more_files_than_places_can_name() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load([Document("f.yaml", "")] * 70_000)
+    assert str(caught.value).startswith("SS155 there are 70,000 files")
