@@ -60,7 +60,11 @@ def _documents(path: Path) -> Iterator[Document]:
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:
-    found = (p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+    try:
+        found = [p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith(".")]
+    except OSError as error:
+        fix = "name a folder that this user may read with -f"
+        raise InvalidInput([Diagnostic("SS100", f"cannot read {folder}: {error}", fix)]) from error
     yield from sorted(p for p in found if p.is_file())
 
 

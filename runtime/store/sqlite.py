@@ -222,10 +222,9 @@ class SqliteStore:
     def _diagnosis(self, verb: str, error: Exception) -> Diagnostic:
         what = f"cannot {verb} the state {self._path}: {error}"
         text = str(error)
-        if "full" in text or "No space" in text:
-            return Diagnostic(
-                "SS402", what, "free some space and run the same command again: nothing is lost"
-            )
+        if "full" in text or "No space" in text or "disk I/O" in text:
+            fix = "free some space, or look after the disk, and run the same command again: nothing is lost"
+            return Diagnostic("SS402", what, fix)
         if "locked" in text:
             return Diagnostic("SS403", what, "another servestate is writing right now; run it again")
         if isinstance(error, FormatError):
