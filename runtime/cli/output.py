@@ -63,7 +63,9 @@ def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
     """Run a verb; every expected error becomes its message and exit code, never a traceback. With
     `as_json_lines`, findings go to standard output as diagnostic objects too, beside the text for people."""
     try:
-        return verb()
+        code = verb()
+        sys.stdout.flush()  # here, where a failure still becomes a message
+        return code
     except (InvalidInput, StoreError, PermanentError, TransientError) as error:
         found = diagnostics_of(error)
         show_diagnostics(found)
@@ -81,9 +83,12 @@ def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return exit_codes.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`); let the interpreter's own flush find /dev/null.
+    except OSError as error:
+        # Mostly our own output: its reader has gone (`| head`), its disk is full. What is left of it goes to
+        # /dev/null, or the interpreter's own last flush would fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            complain(f"SS411 cannot go on: {error}\n  fix: correct that, then run the same command again")
         return exit_codes.ERROR
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from servestate.planner.steps import (
@@ -85,6 +86,13 @@ def identity_of(step: Step) -> str:
             return ""
 
 
+def _print_if_possible(text: str) -> None:
+    """What cannot be printed (a closed pipe, a full disk) must not stop an apply half-way. It stays in the
+    buffer, so the last flush of the verb tells of it."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
 class TextReporter(Reporter):
     """Plain lines, for logs."""
 
@@ -131,7 +139,7 @@ class TextReporter(Reporter):
         self._print(f"{subject(node.step)}: {words(node.step)[0]} skipped: {because}")
 
     def _print(self, text: str) -> None:
-        print(text, flush=True)
+        _print_if_possible(text)
 
 
 class JsonReporter(Reporter):
@@ -169,7 +177,7 @@ class JsonReporter(Reporter):
         self._print(line("apply_skipped", f"{subject(node.step)}: {because}", level="warn", hook=hook))
 
     def _print(self, text: str) -> None:
-        print(text, flush=True)
+        _print_if_possible(text)
 
 
 def _hook(node: Node) -> dict[str, object]:
