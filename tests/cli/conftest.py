@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import Site
+pytest.register_assert_rewrite("tests.cli.harness", "tests.cli.sweep", "tests.cli.snapshots")
+
+from tests.cli.harness import Site  # noqa: E402  # after the line above, or asserts there would say nothing
 
 
 @pytest.fixture

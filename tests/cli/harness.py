@@ -26,6 +26,8 @@ from servestate.runtime.workspace import is_gone
 
 CLI = (str(Path(sys.executable).with_name("servestate")),)
 HERE = Path(__file__).parent
+DRIVER = (sys.executable, "-m", "tests.cli.driver")
+"""The command line with one thing changed; see `driver.py`."""
 PYTHON = ("python3", "-I", "-S")
 """How engines are started: by name, so that plans are the same on every machine."""
 
@@ -195,7 +197,7 @@ class Site:
         process = subprocess.Popen(
             (*prefix, *program, *arguments),
             cwd=self.folder,
-            env={**clean_environment(), **self.env, **env},
+            env={**clean_environment(), "PYTHONPATH": str(HERE.parents[1]), **self.env, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
