@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -165,10 +166,16 @@ def test_declined_on_a_terminal(site: Site, answer: str) -> None:
     assert not (site.folder / ".servestate").exists()
 
 
+def asleep(pid: int) -> Callable[[], bool]:
+    """Whether the process waits in read(): a signal between the question and that is answered only later."""
+    return lambda: Path(f"/proc/{pid}/syscall").read_text().startswith("0 ")
+
+
 def test_interrupted_at_the_question(site: Site) -> None:
     site.configure(ONE)
     terminal = site.terminal("apply")
     terminal.wait_for("Enter a value: ")
+    until(asleep(terminal.process.pid), "the question waits for its answer")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130
     assert not (site.folder / ".servestate").exists()
