@@ -276,7 +276,9 @@ def test_a_log_that_grows_too_long_is_cut(site, kit, monkeypatch, tmp_path):
 def test_an_engine_paused_with_its_supervisor_is_stopped(site, kit):
     async def go():
         provider, launched, _ = await kit.ready(site)
-        os.kill(int(launched.handle.split(".")[0]), signal.SIGSTOP)
+        pid = int(launched.handle.split(".")[0])
+        os.kill(pid, signal.SIGSTOP)
+        await kit.until(lambda: proc.stat(pid).paused)
         (one,) = await provider.observe(site.lineage)
         assert one.status is LiveStatus.PAUSED
         await provider.stop(launched.handle, 1)
