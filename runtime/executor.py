@@ -258,13 +258,18 @@ class Executor:
     async def _launch(self, step: Launch) -> None:
         op = self._world.new_id()
         provider = self._provider(step.spec)
-        async with self._effects:
+
+        async def launch() -> Launched:
+            # The intent again before every try: who has lost the lock since the last one must stop here.
             reach("launch.before_intent")
             await self._record(LaunchIntended(step.address, step.spec, op))
             reach("launch.after_intent")
             marks = Marks(self.state.lineage, step.address, self.state.serial, op)
+            return await provider.launch(step.spec, marks)
+
+        async with self._effects:
             try:
-                launched = await _retrying(lambda: provider.launch(step.spec, marks))
+                launched = await _retrying(launch)
             except (PermanentError, TransientError, OSError) as error:
                 await self._record(LaunchFailed(step.address, _explain(error)))
                 raise
