@@ -16,9 +16,10 @@ import orjson
 from servestate.runtime.router.errors import refused
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
-    """A kind of body: the engine's path for it, the task that it belongs to ("" = a custom model's)."""
+    """A kind of body: the engine's path for it, the task that it belongs to ("" = a custom model's). There
+    is one object of each, compared by identity."""
 
     name: str
     path: str
@@ -77,27 +78,26 @@ def check_task(kind: Kind, task: str, entity: str) -> None:
         raise refused(f"the served entity {entity!r} has the task {task}, the body has {kind.name!r}")
 
 
-def model_of(document: Document) -> tuple[str, str]:
-    """The endpoint and entity ("" = by the split) that `model` names. Raises Refused (400)."""
+def model_of(document: Document) -> str:
+    """What `model` names: an endpoint, or ENDPOINT/ENTITY. Raises Refused (400)."""
     model = document.get("model")
     if not isinstance(model, str) or not model:
         raise refused('the body needs "model": the name of an endpoint, or ENDPOINT/ENTITY')
-    endpoint, _, entity = model.partition("/")
-    return endpoint, entity
+    return model
 
 
 def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     """`raw` as it goes upstream: `model` ("" = leave alone) in its place or put first, the members of the
     router taken out, every other byte untouched. `document` is used up. Raises Refused (400) if `model`
     stands twice."""
-    ours = _OURS & document.keys()
+    ours = "client_request_id" in document or "usage_context" in document
     if not ours and not model:
         return raw
     if "model" in document and orjson.dumps(document) == raw:
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
-        for key in ours:
-            del document[key]
+        if ours:
+            document = {key: value for key, value in document.items() if key not in _OURS}
         document["model"] = model or document["model"]
         return orjson.dumps(document)
     if ours:

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from servestate.runtime.router import dispatch, errors
 from servestate.runtime.router.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
-from servestate.runtime.router.heads import RequestHead, RequestHeads
+from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.http1 import CONTINUE, RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.proxy import Exchange
@@ -30,7 +30,6 @@ class Desk(Protocol):
 
     table: LiveTable
     limits: Limits
-    heads: RequestHeads
     clients: set[ClientConnection]
     stopping: bool
 
@@ -58,7 +57,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
         self._desk = desk
         self._loop = loop
-        self._reader = RequestReader(desk.limits, desk.heads)
+        self._reader = RequestReader(desk.limits)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
         self._exchange: Exchange | None = None

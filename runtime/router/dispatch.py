@@ -28,33 +28,37 @@ def choose(table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits:
     endpoint may differ, and a turn that waited for a body to its liking would stop all the others.
     """
     document = body.parse(raw)
-    if isinstance(route, Invocation):
-        name, served = route.endpoint, route.entity
-        kind = body.kind_of(document)
-    else:
-        name, served = body.model_of(document)
+    served = ""
+    if isinstance(route, OpenAICall):
         kind = route.kind
         if kind.name not in document:
             raise refused(f"the body needs {kind.name!r}")
+        name = body.model_of(document)
+        if "/" in name:
+            name, _, served = name.partition("/")
+    else:
+        name, served = route.endpoint, route.entity
+        kind = body.kind_of(document)
     endpoint = table.endpoints.get(name)
     if endpoint is None:
         raise _unknown(f"there is no endpoint {name!r}")
-    if served:
-        entity = endpoint.by_name.get(served)
-        if entity is None:
-            raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
-        sent = _for_entity(entity, kind, raw, document, limits)
-        entity.counters.direct += 1
-        return Call(entity, kind, sent)
-    entity = endpoint.entities[endpoint.split.pick()]
-    return Call(entity, kind, _for_entity(entity, kind, raw, document, limits))
+    if not served:
+        entity = endpoint.entities[endpoint.split.pick()]
+        return Call(entity, kind, _for_entity(entity, kind, raw, document, limits))
+    if served not in endpoint.by_name:
+        raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
+    entity = endpoint.by_name[served]
+    sent = _for_entity(entity, kind, raw, document, limits)
+    entity.counters.direct += 1
+    return Call(entity, kind, sent)
 
 
 def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Document, limits: Limits) -> bytes:
     route = entity.route
     if route.fixed_path and len(raw) > limits.external_body_bytes:
         raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
-    body.check_task(kind, route.task, route.name)
+    if route.task:
+        body.check_task(kind, route.task, route.name)
     return body.rewrite(raw, document, "" if kind is CUSTOM else route.model)
 
 

@@ -4,8 +4,8 @@ On requests: no or two Hosts, odd request lines, sizes, methods, framing on HTTP
 odd statuses and codings. A head is fed to a fresh parser and nothing after it is, so a second message in the
 same bytes is never begun.
 
-Under load most heads repeat, but for the length of the body. What follows from a head depends on nothing
-else, so it is worked out once per head, with the digits of its Content-Length cut out.
+The heads of one connection repeat, but for the length of the body, on which nothing else in them depends:
+what was worked out for one holds for the next.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Field = tuple[bytes, bytes]
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 _HOST = re.compile(rb"[A-Za-z0-9.\-_]+(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{0,5})?")
 _TARGET = re.compile(rb"/[!\"$-~]*")  # no fragment, no absolute form, nothing outside visible ASCII
-_BODILESS = (204, 304)  # whatever length they claim
+_VERSIONS = (b"HTTP/1.1 ", b"HTTP/1.0 ")
+BODILESS = (204, 304)
+"""Statuses without a body, whatever length they claim."""
 _LENGTH_DIGITS = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
-_KNOWN_HEADS = 256
-_KNOWN_HEAD_BYTES = 2048
+_LENGTH_FIELD = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})\r\n" % _LENGTH_DIGITS, re.IGNORECASE)
+_REPEATED_BYTES = 4096
 
 
 class BadAnswer(Exception):
@@ -69,71 +71,32 @@ class AnswerHead:
 Head = TypeVar("Head", RequestHead, AnswerHead)
 
 
-class KnownHeads(Generic[Head]):
-    """Heads with a length that were judged before. Bounded: when full it starts anew."""
+class Repeated(Generic[Head]):
+    """The last head of a connection: the next one is most often the same but for the digits of its length,
+    and what was worked out for the one then holds for the other."""
 
-    def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
+    __slots__ = ("_after", "_before", "head")
 
-    def find(self, raw: bytes) -> tuple[bytes, int, Head | None]:
-        """(key, length, head): the length in `raw`, the key without it, what is known. A head whose length
-        is not found this way has the key b"" and is never known: it must not meet the key of another."""
-        at = raw.rfind(b"\r\nContent-Length: ")
-        if at < 0:
-            at = raw.rfind(b"\r\ncontent-length: ")
-        if at > 0:
-            at += 18
-            end = raw.find(b"\r", at)
-            digits = raw[at:end]
+    def __init__(self, before: bytes, after: bytes, head: Head) -> None:
+        self._before = before
+        self._after = after
+        self.head: Head = head
+
+    def length_in(self, raw: bytes) -> int:
+        """The length of the body that `raw` announces, -1 if it is another head."""
+        if raw.startswith(self._before) and raw.endswith(self._after):
+            digits = raw[len(self._before) : len(raw) - len(self._after)]
             if digits.isdigit() and len(digits) <= _LENGTH_DIGITS:
-                key = raw[:at] + raw[end:]
-                return key, int(digits), self._known.get(key)
-        return b"", -1, None
-
-    def remember(self, key: bytes, head: Head) -> None:
-        """Keep what was judged."""
-        if key and len(key) <= _KNOWN_HEAD_BYTES:
-            if len(self._known) >= _KNOWN_HEADS:
-                self._known.clear()
-            self._known[key] = head
+                return int(digits)
+        return -1
 
 
-class RequestHeads:
-    """Judges the heads of requests."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._known: KnownHeads[RequestHead] = KnownHeads()
-
-    def read(self, raw: bytes) -> tuple[RequestHead, int]:
-        """The head of `raw`, which ends with its empty line, and the length of its body. Raises Refused."""
-        key, length, head = self._known.find(raw)
-        if head is None:
-            head = _judge_request(raw, self._limits)
-            if length == head.length:
-                self._known.remember(key, head)
-            length = head.length
-        if length > self._limits.body_bytes:
-            raise too_large(self._limits.body_bytes)
-        return head, length
-
-
-class AnswerHeads:
-    """Judges the heads of answers."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._known: KnownHeads[AnswerHead] = KnownHeads()
-
-    def read(self, raw: bytes) -> tuple[AnswerHead, int | None]:
-        """The head of `raw`, which ends with its empty line, and the length of its body. Raises BadAnswer."""
-        key, length, head = self._known.find(raw)
-        if head is None:
-            head = _judge_answer(raw)
-            if length == head.length and head.status not in _BODILESS:
-                self._known.remember(key, head)
-            return head, head.length
-        return head, length
+def repeatable(raw: bytes, head: Head) -> Repeated[Head] | None:
+    """What the heads after `raw`, which was judged to be `head`, can be compared with."""
+    match = _LENGTH_FIELD.search(raw)
+    if match is None or int(match[1]) != head.length or len(raw) > _REPEATED_BYTES:
+        return None
+    return Repeated(raw[: match.start(1)], raw[match.end(1) :], head)
 
 
 class _Fields:
@@ -180,7 +143,8 @@ def read_request_line(line: bytes, limits: Limits) -> tuple[bytes, bytes, bool]:
     return parts[0], parts[1], parts[2] == b"HTTP/1.0"
 
 
-def _judge_request(raw: bytes, limits: Limits) -> RequestHead:
+def judge_request(raw: bytes, limits: Limits) -> RequestHead:
+    """The head `raw`, which ends with its empty line. Raises Refused."""
     method, target, http10 = read_request_line(raw[: raw.find(b"\r\n")], limits)
     if len(raw) > limits.head_bytes or raw.count(b"\r\n") - 2 > limits.head_fields:
         raise bad_request("the request's head is too large", 431)
@@ -224,7 +188,18 @@ def _content_length(value: bytes | None) -> int:
     return int(value)
 
 
-def _judge_answer(raw: bytes) -> AnswerHead:
+def check_answer_size(raw: bytes, limits: Limits) -> None:
+    """Raises BadAnswer if `raw`, the beginning of an answer or its head, can be none within the limits."""
+    if len(raw) > limits.head_bytes or raw.count(b"\r\n") - 2 > limits.head_fields:
+        raise BadAnswer("its head is too large")
+    start = raw[:9]
+    if not any(version.startswith(start) for version in _VERSIONS):
+        raise BadAnswer("it does not speak HTTP/1.1")
+
+
+def judge_answer(raw: bytes, limits: Limits) -> AnswerHead:
+    """The head `raw`, which ends with its empty line. Raises BadAnswer."""
+    check_answer_size(raw, limits)
     fields = _Fields()
     parser = httptools.HttpResponseParser(fields)
     try:
@@ -243,7 +218,7 @@ def _judge_answer(raw: bytes) -> AnswerHead:
         raise BadAnswer("its Content-Length is not a number")
     # Content-Type is never hop-by-hop, whatever an upstream says.
     named = fields.connection() - {b"content-type"}
-    bodiless = status in _BODILESS
+    bodiless = status in BODILESS
     found = dict(fields.all)
     return AnswerHead(
         status=status,

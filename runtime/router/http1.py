@@ -10,13 +10,17 @@ import re
 
 from servestate.runtime.router.chunked import BadChunk, Decoder
 from servestate.runtime.router.heads import (
+    BODILESS,
     AnswerHead,
-    AnswerHeads,
     BadAnswer,
+    Repeated,
     RequestHead,
-    RequestHeads,
     bad_request,
+    check_answer_size,
+    judge_answer,
+    judge_request,
     read_request_line,
+    repeatable,
     too_large,
 )
 from servestate.runtime.router.limits import Limits
@@ -24,7 +28,6 @@ from servestate.runtime.router.limits import Limits
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
-_VERSIONS = (b"HTTP/1.1 ", b"HTTP/1.0 ")
 _REQUEST_LINE_EXTRA = 32  # the longest method and version with their spaces
 
 
@@ -41,9 +44,10 @@ class RequestReader:
     """Bytes of the body that came, framing included."""
     _left = 0
 
-    def __init__(self, limits: Limits, heads: RequestHeads) -> None:
+    _last: Repeated[RequestHead] | None = None
+
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._heads = heads
         self.restart()
 
     def restart(self) -> None:
@@ -75,17 +79,31 @@ class RequestReader:
             self._check_unfinished(data)
             self._buffer = data
             return False
-        self.head, self.length = self._heads.read(data[:end])
+        head = self._take_head(data[:end])
         data = data[end:]
-        self.received = len(data)
-        if len(data) == self.length and not self.head.chunked:
+        if len(data) == self.length and not head.chunked:
             self.body = data
             return True
+        self.received = len(data)
         self._left = self.length
         self._parts = []
-        if self.head.chunked:
+        if head.chunked:
             self._decoder = Decoder()
         return self._take_body(data)
+
+    def _take_head(self, raw: bytes) -> RequestHead:
+        length = self._last.length_in(raw) if self._last is not None else -1
+        if self._last is None or length < 0:
+            head = judge_request(raw, self._limits)
+            length = head.length
+            self._last = repeatable(raw, head)
+        else:
+            head = self._last.head
+        if length > self._limits.body_bytes:
+            raise too_large(self._limits.body_bytes)
+        self.head = head
+        self.length = length
+        return head
 
     def _take_body(self, data: bytes) -> bool:
         assert self._parts is not None
@@ -137,9 +155,10 @@ class AnswerReader:
 
     _left = 0
 
-    def __init__(self, heads: AnswerHeads) -> None:
-        self._heads = heads
-        self._limits = heads.limits
+    _last: Repeated[AnswerHead] | None = None
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.restart()
 
     def restart(self) -> None:
@@ -159,10 +178,12 @@ class AnswerReader:
     def receive(self, data: bytes) -> bytes:
         """Take bytes; the body's bytes among them. Raises BadAnswer, also for surplus behind the end."""
         if self.head is None:
-            rest = self._take_head(data)
-            if rest is None:
-                return b""
-            data = rest
+            if self._buffer:
+                data = self._buffer + data
+                self._buffer = b""
+            data = self._take_head(data)
+            if self.head is None:
+                return data
         if self._decoder is not None:
             return self._take_chunks(self._decoder, data)
         if self.length is None:
@@ -179,26 +200,29 @@ class AnswerReader:
         if self.head is not None and self.length is None and not self.head.chunked:
             self.complete = True
 
-    def _take_head(self, data: bytes) -> bytes | None:
-        """What follows the final head, None if it is not all there yet."""
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
-        while True:
-            end = data.find(b"\r\n\r\n") + 4
-            raw = data[:end] if end > 3 else data
-            self._check_size(raw)
-            if end < 4:
-                self._buffer = data
-                return None
-            head, length = self._heads.read(raw)
-            data = data[end:]
-            if not head.interim:
-                break
+    def _take_head(self, data: bytes) -> bytes:
+        """What follows the final head; nothing as long as that is not all there."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            check_answer_size(data, self._limits)
+            self._buffer = data
+            return b""
+        raw = data[:end]
+        data = data[end:]
+        length: int | None = self._last.length_in(raw) if self._last is not None else -1
+        if self._last is None or length == -1:
+            head = judge_answer(raw, self._limits)
+            length = head.length
+            self._last = None if head.status in BODILESS else repeatable(raw, head)
+        else:
+            head = self._last.head
+        if head.interim:
             self._interim += 1
             if self._interim > self._limits.informational:
                 raise BadAnswer("too many informational answers")
-        self.head, self.length = head, length
+            return self._take_head(data)
+        self.head = head
+        self.length = length
         if head.chunked:
             self._decoder = Decoder()
         elif length is not None:
@@ -214,11 +238,3 @@ class AnswerReader:
         if decoder.surplus:
             raise BadAnswer("bytes behind its last chunk")
         return payload
-
-    def _check_size(self, head: bytes) -> None:
-        limits = self._limits
-        if len(head) > limits.head_bytes or head.count(b"\r\n") - 2 > limits.head_fields:
-            raise BadAnswer("its head is too large")
-        start = head[:9]
-        if start not in _VERSIONS and not any(version.startswith(start) for version in _VERSIONS):
-            raise BadAnswer("it does not speak HTTP/1.1")

@@ -165,7 +165,7 @@ class Exchange:
         if self._backend is not None:
             self._backend.gauge.avoid_until = now + self._limits.avoid_s
             self._tried += (self._backend,)
-            self._leave_backend()
+            self._leave_backend(self._backend)
         self._try_next(now)
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
@@ -350,15 +350,15 @@ class Exchange:
             self._upstream.cancel()
             self._upstream = None
 
-    def _leave_backend(self) -> None:
-        if self._backend is not None:
-            self._backend.gauge.inflight -= 1
-            self._backend = None
+    def _leave_backend(self, backend: LiveBackend) -> None:
+        backend.gauge.inflight -= 1
+        self._backend = None
 
     def _end(self) -> None:
         self._phase = _ENDED
-        self._leave_backend()
         self._entity.counters.inflight -= 1
+        if self._backend is not None:
+            self._leave_backend(self._backend)
 
 
 def _chunk(payload: bytes, last: bool) -> bytes:

@@ -17,7 +17,6 @@ from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Routi
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
-from servestate.runtime.router.heads import AnswerHeads
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.pick import Split
 from servestate.runtime.router.upstream import Origin
@@ -119,7 +118,7 @@ class Registry:
     """What outlives a table. `admit` builds the next one; it changes nothing unless it succeeds."""
 
     def __init__(self, limits: Limits, secrets: Secrets, created: int) -> None:
-        self._heads = AnswerHeads(limits)
+        self._limits = limits
         self._secrets = secrets
         self._created = created
         self._splits: dict[str, tuple[Weights, Split]] = {}
@@ -204,7 +203,7 @@ class Registry:
             raise ValueError(f"the URL {url.geturl()!r} has no host")
         key = f"{url.scheme}://{url.hostname}:{port}"
         if key not in self.origins:
-            self.origins[key] = Origin(url.hostname, port, tls, self._heads)
+            self.origins[key] = Origin(url.hostname, port, tls, self._limits)
         return self.origins[key]
 
     def _models(self, table: RoutingTable) -> bytes:

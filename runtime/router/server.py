@@ -20,7 +20,6 @@ import uvloop
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.providers.secrets import Secrets
 from servestate.runtime.router.client import ClientConnection
-from servestate.runtime.router.heads import RequestHeads
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import LiveTable, Registry
 from servestate.runtime.router.status import ControlConnection, endpoints_report, replicas_report
@@ -76,7 +75,6 @@ class Router:
         require_loopback(config.host)
         self._config = config
         self.limits = config.limits
-        self.heads = RequestHeads(config.limits)
         self.clients: set[ClientConnection] = set()
         self.stopping = False
         self._started = time.time()
@@ -100,9 +98,7 @@ class Router:
             raise
         self._servers = [
             await loop.create_server(lambda: ClientConnection(self, loop), sock=listening, backlog=_BACKLOG),
-            await loop.create_unix_server(
-                lambda: ControlConnection(self.report, self.limits, self.heads), sock=control
-            ),
+            await loop.create_unix_server(lambda: ControlConnection(self.report, self.limits), sock=control),
         ]
         host, port = listening.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

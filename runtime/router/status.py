@@ -9,7 +9,6 @@ from typing import Any, cast
 import orjson
 
 from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.heads import RequestHeads
 from servestate.runtime.router.http1 import RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import Gauge, LiveEndpoint, LiveTable
@@ -48,9 +47,9 @@ def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
 class ControlConnection(asyncio.Protocol):
     """One caller of the control socket: `GET /status`, `GET /healthz`; one request, then closed."""
 
-    def __init__(self, report: Report, limits: Limits, heads: RequestHeads) -> None:
+    def __init__(self, report: Report, limits: Limits) -> None:
         self._report = report
-        self._reader = RequestReader(limits, heads)
+        self._reader = RequestReader(limits)
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -14,8 +14,9 @@ import ssl
 from functools import cache
 from typing import Protocol, cast
 
-from servestate.runtime.router.heads import AnswerHead, AnswerHeads, BadAnswer
+from servestate.runtime.router.heads import AnswerHead, BadAnswer
 from servestate.runtime.router.http1 import AnswerReader
+from servestate.runtime.router.limits import Limits
 
 
 class Exchange(Protocol):
@@ -39,19 +40,19 @@ class Exchange(Protocol):
 class Origin:
     """One scheme, host and port, with its idle connections, the most recently used last."""
 
-    def __init__(self, host: str, port: int, tls: bool, heads: AnswerHeads) -> None:
+    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
         self._host = host
         self._port = port
         self._tls = tls
-        self.heads = heads
-        self.limits = heads.limits
+        self.limits = limits
         self.idle: list[UpstreamConnection] = []
         self._retired = False
 
     def take(self, now: float) -> UpstreamConnection | None:
         """An idle connection that may be used, or None."""
-        while self.idle:
-            connection = self.idle.pop()
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
             if connection.usable(now):
                 return connection
             connection.close()
@@ -120,7 +121,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._origin = origin
         self._loop = loop
         self._exchange: Exchange | None = None
-        self._reader = AnswerReader(origin.heads)
+        self._reader = AnswerReader(origin.limits)
         self._transport: asyncio.Transport
         self._made = False
         self.idle_since = 0.0

@@ -110,8 +110,8 @@ def test_the_task_and_the_model_are_checked() -> None:
     check_task(CHAT, "llm/v1/chat", "e")
     with pytest.raises(Refused, match="has the task llm/v1/embeddings"):
         check_task(CHAT, "llm/v1/embeddings", "e")
-    assert model_of({"model": "a/b"}) == ("a", "b")
-    assert model_of({"model": "a"}) == ("a", "")
+    assert model_of({"model": "a/b"}) == "a/b"
+    assert model_of({"model": "a"}) == "a"
     for document in ({}, {"model": 1}, {"model": ""}):
         with pytest.raises(Refused):
             model_of(document)

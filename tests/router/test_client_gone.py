@@ -48,7 +48,6 @@ async def leave(r: Rig, up: Upstream, stage: str, number: int) -> None:
 async def sweep(times: int) -> None:
     async with Upstream(stream_for_ever) as up, serving(table(entity("current", 100, up.url))) as r:
         for stage in STAGES:
-            began = 0.0
             for first in range(0, times, 25):
                 count = min(25, times - first)
                 seen = len(up.received)

@@ -181,3 +181,16 @@ def test_slow_upstreams_meet_the_deadline() -> None:
             await rig.until(lambda: up.gone == 1)
 
     rig.run(body())
+
+
+def test_a_length_on_an_answer_without_a_body_means_nothing() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
+            for length in (0, 7, 0, 9):
+                up.script = says(b"HTTP/1.1 204 No Content\r\nContent-Length: %d\r\n\r\n" % length)
+                got = await rig.bounded(ask(r, request()))
+                assert (got.status, got.whole) == (204, True)
+                assert "content-length" not in got.fields
+            assert up.connections == 1
+
+    rig.run(body())

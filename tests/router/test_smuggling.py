@@ -9,7 +9,7 @@ import httptools
 import pytest
 
 from servestate.planner.table import RoutingTable
-from servestate.runtime.router import heads
+from servestate.runtime.router import heads, http1
 from tests.router import rig
 from tests.router.corpus import Case, cases
 from tests.router.rig import QUICK, Rig, read_answer, request, serving
@@ -117,7 +117,7 @@ def test_the_check_notices_a_missing_defence(monkeypatch: pytest.MonkeyPatch) ->
         target = raw.split(b" ")[1]
         return heads.RequestHead(parser.get_method(), target, False, b"", length, is_chunked, True, False)
 
-    monkeypatch.setattr(heads, "_judge_request", trusting)
+    monkeypatch.setattr(http1, "judge_request", trusting)
 
     async def body() -> None:
         corpus = [case for case in CORPUS if not case.name.startswith("target byte")]
