@@ -116,10 +116,10 @@ async def _apply(
     )
     executor = Executor(world, state, lock, reporter)
     async with _heartbeat(workspace.store, lock, executor):
-        return await _run_until_signal(executor, plan, live)
+        return await _run_until_signal(executor, plan, live, reporter)
 
 
-async def _run_until_signal(executor: Executor, plan: Plan, live: Live) -> Finished:
+async def _run_until_signal(executor: Executor, plan: Plan, live: Live, reporter: Reporter) -> Finished:
     """The first signal lets what is in flight finish; the second ends everything at once. The intents in the
     state cover even that."""
     run = asyncio.ensure_future(executor.run(plan, live))
@@ -127,7 +127,11 @@ async def _run_until_signal(executor: Executor, plan: Plan, live: Live) -> Finis
 
     def on_signal(number: int) -> None:
         got.append(number)
-        executor.stop() if len(got) == 1 else run.cancel()
+        if len(got) == 1:
+            reporter.notice("stopping once what is in flight is done; a second signal ends it at once")
+            executor.stop()
+        else:
+            run.cancel()
 
     with _signals(on_signal):
         try:
