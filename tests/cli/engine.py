@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("label")
     parser.add_argument("--die", action="store_true", help="exit with 7 at once, after a line of output")
     parser.add_argument("--deaf", action="store_true", help="never listen")
+    parser.add_argument("--deaf-to-term", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--garbage", action="store_true", help="answer what is not HTTP")
     parser.add_argument("--gate", help="not ready before this file exists")
     flags = parser.parse_args()
@@ -83,6 +84,8 @@ def main() -> None:
         print("the weights are broken", flush=True)
         sys.exit(7)
     claim_revision()
+    if flags.deaf_to_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if flags.deaf:
         signal.pause()
     serve(flags)

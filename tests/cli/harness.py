@@ -145,8 +145,12 @@ class Conversation:
         """Read to the end; the exit code."""
         while self._read():
             continue
-        os.close(self.fd)
+        self.close()
         return self.process.wait(20)
+
+    def close(self) -> None:
+        """Stop reading, as a reader does that has seen enough."""
+        os.close(self.fd)
 
     def _read(self) -> bool:
         ready, _, _ = select.select([self.fd], [], [], 20)

@@ -1,0 +1,97 @@
+"""`servestate serve`, `up` and `query`, with the real router between."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.harness import SPLIT, Conversation, Site, free_port, local, remote
+from tests.cli.snapshots import check
+
+
+@pytest.fixture
+def listen(site: Site) -> str:
+    """The address of a router to come, already in the bundle."""
+    address = f"127.0.0.1:{free_port()}"
+    site.configure(SPLIT, listen=address)
+    return address
+
+
+@pytest.fixture
+def serving(site: Site, listen: str) -> Iterator[Conversation]:
+    """A router on an applied site."""
+    site.apply()
+    router = site.watch("serve")
+    router.wait_for(f"servestate: routing on http://{listen}")
+    yield router
+    router.process.send_signal(signal.SIGTERM)
+    router.end()
+
+
+def test_serve_before_apply(site: Site, listen: str) -> None:
+    check(site.run("serve"), site.folder, "serve/nothing_applied")
+
+
+def test_query(site: Site, serving: Conversation) -> None:
+    result = site.run("query", "multi-model", "hello").ok()
+    assert (result.out, result.err) == ("1 says hello\n", "[current]\n")
+    past = site.run("query", "multi-model/challenger", "hello").ok()
+    assert (past.out, past.err) == ("1 says hello\n", "[challenger]\n")
+    check(site.run("query", "nobody", "hello"), site.folder, "query/no_such_endpoint")
+    check(site.run("query", "multi-model/nobody", "hello"), site.folder, "query/no_such_entity")
+
+
+def test_query_without_a_router(site: Site, listen: str) -> None:
+    site.apply()
+    check(site.run("query", "multi-model", "hello"), site.folder, "query/no_router")
+
+
+def test_status_shows_the_split_as_it_was(site: Site, serving: Conversation) -> None:
+    said = Counter(site.run("query", "multi-model", "x").ok().err for _ in range(3))
+    assert set(said) <= {"[current]\n", "[challenger]\n"}
+    found = json.loads(site.run("status", "--json").ok().out)
+    assert found["router"]["pid"] == serving.process.pid
+    assert found["router"]["table_version"] == site.state().table_serial
+    entities = found["endpoints"][0]["entities"]
+    assert sum(entity["counters"]["requests"] for entity in entities) == 3
+    assert [entity["desired_percent"] for entity in entities] == [90, 10]
+
+
+def test_apply_moves_the_traffic_of_a_running_router(site: Site, serving: Conversation, listen: str) -> None:
+    moved = {"multi-model": {"current": local("2", 100), "challenger": local("1", 0)}}
+    site.configure(moved, listen=listen)
+    site.apply()
+    assert site.run("query", "multi-model", "hello").ok().out == "2 says hello\n"
+    site.configure({"elsewhere": {"theirs": remote()}}, listen=listen)
+    site.apply()
+    assert site.alive() == []
+    assert site.run("query", "elsewhere", "hello").code == 1  # nobody listens at port 1
+
+
+def test_up_applies_then_serves(site: Site, listen: str) -> None:
+    up = site.watch("up", "--auto-approve")
+    up.wait_for(f"servestate: routing on http://{listen}")
+    assert f"multi-model: http://{listen}/serving-endpoints/multi-model/invocations" in up.seen
+    assert site.run("query", "multi-model", "hello").ok().out == "1 says hello\n"
+    up.process.send_signal(signal.SIGINT)
+    assert up.end() in (0, 130)
+    assert "Traceback" not in up.seen
+    assert len(site.alive()) == 2
+
+
+def test_up_does_not_serve_what_could_not_be_applied(site: Site, listen: str) -> None:
+    site.configure({"solo": {"only": local("9")}}, listen=listen)
+    result = site.run("up", "--auto-approve")
+    assert result.code == 1
+    assert "routing on" not in result.err
+
+
+def test_port_of_the_router_is_taken(site: Site, serving: Conversation) -> None:
+    result = site.run("serve")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert result.err.startswith("SS6")
