@@ -80,22 +80,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _Selector()
         super().__init__(self._jumping)
-        self.set_exception_handler(_unless_killed)
 
     def time(self) -> float:
         return self._jumping.now
 
 
-def _unless_killed(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """Nobody is left to ask how the tasks of a killed process ended."""
-    if not isinstance(context.get("exception"), Killed):
-        loop.default_exception_handler(context)
-
-
 def run(coroutine):
     """`asyncio.run` in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(coroutine)
+        try:
+            return runner.run(coroutine)
+        except Killed:
+            # Nobody is left to ask how the other tasks of a killed process ended.
+            runner.get_loop().set_exception_handler(lambda loop, context: None)
+            raise
 
 
 class MemoryStore:
@@ -170,15 +168,15 @@ class TableFile:
 
     @property
     def table(self) -> RoutingTable | None:
-        return None if self.text is None else decode(self.text)
+        """None where it is missing or damaged."""
+        try:
+            return None if self.text is None else decode(self.text)
+        except ValueError:
+            return None
 
     @property
     def version(self) -> int | None:
-        try:
-            table = self.table
-        except ValueError:
-            return None
-        return table.version if table else None
+        return self.table.version if self.table else None
 
     @property
     def urls(self) -> frozenset[str]:
@@ -259,14 +257,20 @@ class Site:
         self.store.create(plan.lineage)
         lock, _ = self.store.acquire(Owner("apply", person, "host", "1-1-boot"), 0.0)
         try:
-            state = self.state
-            live = await refresh(self.providers, self.lineage, state, self.table.version)
-            reasons = moved(plan, state, live, digest)
-            if reasons:
-                return reasons
-            return await self.execute(plan, state, live, lock, stop_at)
-        finally:
+            found = await self._applying(plan, digest, lock, stop_at)
+        except Exception:  # not for Killed: the dead give nothing back
             self.store.release(lock)
+            raise
+        self.store.release(lock)
+        return found
+
+    async def _applying(
+        self, plan: Plan, digest: str | None, lock: Lock, stop_at: int
+    ) -> Outcome | list[str]:
+        state = self.state
+        live = await refresh(self.providers, self.lineage, state, self.table.version)
+        reasons = moved(plan, state, live, digest)
+        return reasons or await self.execute(plan, state, live, lock, stop_at)
 
     async def execute(self, plan: Plan, state: State, live: Live, lock: Lock, stop_at: int = 0) -> Outcome:
         """Only the executor: what an operator does who has checked everything already."""
@@ -415,8 +419,8 @@ class _Watched:
         return await self._inner.observe(lineage)
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
-        await asyncio.sleep(self._site.pause())
         self._site.launching(marks)
+        await asyncio.sleep(self._site.pause())
         await self._site.frozen("launch")
         self._site.boundary("launch:before")
         launched = await self._inner.launch(spec, marks)
@@ -434,8 +438,9 @@ class _Watched:
         return seen
 
     async def stop(self, handle: str, grace_s: float) -> None:
+        ours = self._site.stopping(handle)
         await asyncio.sleep(self._site.pause())
-        if self._site.stopping(handle):
+        if ours:
             await self._site.frozen("stop")
         self._site.boundary("stop:before")
         self._site.ending(handle)
