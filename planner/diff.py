@@ -145,7 +145,7 @@ def _replacement(
         if seen is None:
             return _with_note(gone, "it is gone")
         if seen.status == "exited":
-            return _with_note(gone, f"it exited: {seen.why}" if seen.why else "it exited")
+            return _with_note(gone, f"it exited: {seen.why.splitlines()[0]}" if seen.why else "it exited")
         reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
     else:
         reason, note = Reason.CANNOT_UPDATE, _last_failure(match)

@@ -100,7 +100,7 @@ def _drift(plan: Plan, palette: Palette) -> list[str]:
     lines = [f"{palette.bold}Note: Objects have changed outside of servestate{palette.end}", ""]
     lines += ["servestate found these differences between its state and what is running now:", ""]
     for drift in plan.drift:
-        lines += [f"  # {drift.address} has changed", f"      {drift.recorded} -> {drift.live}"]
+        lines += [f"  # {drift.address} has changed", _indented(f"{drift.recorded} -> {drift.live}", 6)]
     return [*lines, "", f"{palette.dim}{RULE}{palette.end}", ""]
 
 
@@ -126,6 +126,12 @@ def _chore(node: Node, told: set[EndpointAddress | EntityAddress]) -> str:
             return f"{address} is forgotten"
         case _:
             return ""
+
+
+def _indented(text: str, columns: int) -> str:
+    """`text` from that column on; further lines (the end of a log) a little deeper."""
+    first, *rest = text.splitlines() or [""]
+    return "\n".join([" " * columns + first, *(" " * (columns + 2) + line for line in rest)])
 
 
 def _legend(plan: Plan, palette: Palette) -> list[str]:
