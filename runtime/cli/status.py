@@ -101,7 +101,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += ["", "no endpoints are applied here"]
     if found["drift"]:
         lines += ["", "drift (servestate apply repairs it):"]
-        lines += [f"  {d['address']}: {d['recorded']} -> {d['live']}" for d in found["drift"]]
+        lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in found["drift"]]
     return lines
 
 
@@ -112,7 +112,13 @@ def _entity_lines(entity: dict[str, Any]) -> list[str]:
     head = f"  {entity['entity']:<24} desired {entity['desired_percent']:>3} %  observed {seen:>7}"
     lines = [f"{head}  requests {requests}"]
     for instance in entity["instances"]:
-        why = f"  ({instance['why']})" if instance.get("why") else ""
+        why = f"  ({instance['why'].splitlines()[0]})" if instance.get("why") else ""
         facts = f"{instance['phase']}, {instance['health']}"
         lines.append(f"    {instance['address']}  {facts}  {instance['url']}{why}")
     return lines or [head]
+
+
+def _indented(text: str) -> str:
+    """`text` with its further lines, the end of a log, deeper than the first."""
+    first, *rest = text.splitlines()
+    return "\n".join([f"  {first}", *(f"      {line}" for line in rest)])
