@@ -331,8 +331,8 @@ class Site:
         )
         return endpoints, instances, self.routes(), self.running()
 
-    def wrote(self, table: RoutingTable) -> None:
-        """P4, at the moment of the write."""
+    def wrote(self, table: RoutingTable, write: Callable[[Path, RoutingTable], None]) -> None:
+        """P4, at the moment of the write; to the real file as well, where the site has one."""
         text = encode(table)
         decode(text)  # raises unless the weights of every endpoint add up to 100
         instances = {str(i.address): i for i in self.state.instances.values()}
@@ -355,6 +355,8 @@ class Site:
                 ):
                     self.violations.append(f"P4: the table names {backend.replica}, which never proved ready")
         self.boundary("table:before")
+        if self.path is not None:
+            write(self.path, table)
         self.table.text, self.tampered = text, False
         self.tables.append(table)
         self.boundary("table:after")
@@ -481,9 +483,7 @@ def seams() -> Iterator[None]:
         if isinstance(path, Path):
             real_write(path, table)
             return
-        path.site.wrote(table)
-        if path.site.path is not None:
-            real_write(path.site.path, table)
+        path.site.wrote(table, real_write)
 
     async def wait(*args: object) -> None:
         await await_ready(*args, clock=asyncio.get_running_loop().time)  # type: ignore[arg-type]
