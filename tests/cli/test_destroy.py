@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.harness import SPLIT, Site, remote
 from tests.cli.snapshots import check
 
@@ -44,6 +46,7 @@ def test_a_saved_destroy_plan(site: Site) -> None:
     assert site.alive() == []
 
 
+@pytest.mark.slow
 def test_other_bundles_keep_theirs(site: Site) -> None:
     site.configure(SPLIT)
     mine = (site.folder / "endpoints.yaml").read_text()

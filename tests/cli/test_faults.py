@@ -51,23 +51,33 @@ class TestEngine:
         assert "# bad/a is tainted, so must be replaced" in plan.out
         repaired(site)
 
+    @pytest.mark.slow
     def test_dies_at_start(self, site: Site) -> None:
         result = broken(site, "--die")
         assert "SS506 exit code 7" in result.err
         assert "| the weights are broken" in result.err
         repaired(site)
 
+    @pytest.mark.slow
     def test_answers_garbage(self, site: Site) -> None:
         assert "SS508 not ready after 1 s" in broken(site, "--garbage").err
         repaired(site)
 
+    @pytest.mark.slow
     def test_is_not_installed(self, site: Site) -> None:
         result = broken(site, argv=["no-such-program", "{port}"])
         assert "SS505 cannot execute no-such-program" in result.err
         assert "fix: install it, or write its full path" in result.err
         repaired(site)
 
-    @pytest.mark.parametrize("content", [None, b"", b"not a model at all"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(None, id="missing"),
+            pytest.param(b"", id="empty", marks=pytest.mark.slow),
+            pytest.param(b"not a model at all", id="garbage", marks=pytest.mark.slow),
+        ],
+    )
     def test_model_file_is_missing_or_garbage(self, site: Site, content: bytes | None) -> None:
         site.configure(TWO, versions={"1": echo("1"), "2": {"engine": "llamacpp", "source": "m.gguf"}})
         if content is not None:
@@ -94,6 +104,7 @@ class TestEngine:
         assert after["multi-model/current"] == before["multi-model/current"]
         assert after["multi-model/challenger"] != before["multi-model/challenger"]
 
+    @pytest.mark.slow
     def test_is_paused(self, site: Site) -> None:
         site.configure(ONE)
         site.apply()
@@ -181,6 +192,7 @@ class TestStore:
         assert re.match(r"SS404 cannot \w+ the state \S+: file is not a database\n  fix: restore", result.err)
         assert site.database.read_bytes() == before
 
+    @pytest.mark.slow
     def test_corrupt(self, site: Site) -> None:
         site.configure(ONE)
         site.apply()
@@ -194,6 +206,7 @@ class TestStore:
             assert re.match(r"SS404 cannot read the state .*malformed", result.err), result.err
         assert len(site.alive()) == 1
 
+    @pytest.mark.slow
     def test_newer_format(self, site: Site) -> None:
         site.configure(ONE)
         site.apply()
@@ -246,7 +259,10 @@ def fill(folder: Path, leave: int) -> Path:
 
 
 class TestDiskFull:
-    @pytest.mark.parametrize("leave", [0, 4096, 16384, 40960, 65536])
+    @pytest.mark.parametrize(
+        "leave",
+        [16384, *(pytest.param(bytes, marks=pytest.mark.slow) for bytes in (0, 4096, 32768, 40960, 65536))],
+    )
     def test_from_the_first_byte_on(self, site: Site, leave: int) -> None:
         with small_disk(site.folder / ".servestate", 512):
             ballast = fill(site.folder / ".servestate", leave)

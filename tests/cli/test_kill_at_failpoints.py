@@ -21,7 +21,7 @@ from tests.cli.sweep import (
     reached_by,
 )
 
-SAMPLE = 8
+SAMPLE = 4
 """Kills that the quick run makes; the slow run makes all."""
 
 
@@ -66,6 +66,7 @@ def test_every_point_of_every_operation(tmp_path: Path) -> None:
     on_sites(tmp_path, cases, survive)
 
 
+@pytest.mark.slow
 def test_dying_before_a_failed_engine_is_stopped(site: Site) -> None:
     site.configure(ONE, versions={"1": echo("1", "--deaf", ready_timeout_s=0.3)})
     killed = kill_at(site, "ready.after_failure")

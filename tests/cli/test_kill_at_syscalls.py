@@ -33,8 +33,8 @@ DEADLY = (
 )
 FALLIBLE = ("pwrite64", "write", "fdatasync", "fsync", "ftruncate", "rename")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS")
-KILLS, FEW_KILLS = 200, 4
-FAULTS, FEW_FAULTS = 100, 4
+KILLS, FEW_KILLS = 200, 3
+FAULTS, FEW_FAULTS = 100, 3
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 

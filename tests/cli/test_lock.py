@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 
+import pytest
+
 from servestate.planner.state import State
 from tests.cli.harness import CLI, DRIVER, ONE, Result, Site, echo, local, until
 from tests.cli.snapshots import check
@@ -85,6 +87,7 @@ def test_break_takes_the_exact_id(site: Site) -> None:
     assert first.returncode == 4
 
 
+@pytest.mark.slow
 def test_break_of_a_dead_holder_needs_no_force(site: Site) -> None:
     first = holder(site)
     first.kill()
@@ -103,6 +106,7 @@ class TestFrozenHolder:
         assert world(site) == before
         assert site.run("plan", "--detailed-exitcode").code == 0
 
+    @pytest.mark.slow
     def test_does_not_stop_what_became_wanted_again(self, site: Site) -> None:
         # Frozen while the new revision gets ready; the other one goes back to the old revision.
         site.configure({"solo": {"only": local("2")}}, versions=GATED)
@@ -114,6 +118,7 @@ class TestFrozenHolder:
         assert world(site) == before
         assert site.doubles() == ""
 
+    @pytest.mark.slow
     def test_the_same_apply_again_adopts_what_was_launched(self, site: Site) -> None:
         first = frozen(site)
         engines = site.engines()
@@ -133,6 +138,7 @@ class TestFrozenHolderWithoutTheFence:
         first, before = overtaken(site, program=(*DRIVER, "no_fence_and_no_journal_key"))
         assert world(site) != before, first.err
 
+    @pytest.mark.slow
     def test_the_journal_is_a_second_fence(self, site: Site) -> None:
         # Honestly: even without the condition, a serial that is taken in the journal refuses the write.
         first, before = overtaken(site, program=(*DRIVER, "no_fence"))

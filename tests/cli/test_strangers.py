@@ -51,9 +51,8 @@ def strangers(site: Site) -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_never_touched(site: Site, strangers: list[subprocess.Popen[bytes]]) -> None:
     starts = [proc.stat(process.pid) for process in strangers]
     assert site.run("plan", "--detailed-exitcode").code == 0
-    for version in ("2", "3"):
-        site.configure({"multi-model": {"current": local(version, 90), "challenger": local("1", 10)}})
-        site.apply()
+    site.configure({"multi-model": {"current": local("2", 90), "challenger": local("1", 10)}})
+    site.apply()
     site.run("destroy", "--auto-approve").ok()
     site.run("destroy", "--auto-approve").ok()
     assert all(process.poll() is None for process in strangers)
@@ -61,6 +60,7 @@ def test_never_touched(site: Site, strangers: list[subprocess.Popen[bytes]]) -> 
     assert [s and (s.pid, s.start) for s in now] == [s and (s.pid, s.start) for s in starts]
 
 
+@pytest.mark.slow
 def test_a_reused_port_and_a_moved_folder_are_no_reason_to_kill(site: Site) -> None:
     # The engine is killed from outside and somebody else's program takes its port.
     site.configure(ONE)
@@ -93,10 +93,9 @@ def cycle(site: Site) -> tuple[list[str], list[str], list[int]]:
     opened = sorted(len(os.listdir(f"/proc/{pid}/fd")) for pid in site.engines().values())
     site.run("destroy", "--auto-approve").ok()
     assert site.alive() == []
-    temporary = sorted(
-        str(p.relative_to(site.folder.parent)) for p in (site.folder.parent / "tmp").rglob("*")
-    )
-    return sorted(site.listing()), temporary, opened
+    # A reservation is an empty file for each port that was ever used, so there is a bound to them.
+    temporary = (p for p in (site.folder.parent / "tmp").rglob("*") if p.parent.name != "ports")
+    return sorted(site.listing()), sorted(map(str, temporary)), opened
 
 
 @pytest.mark.slow

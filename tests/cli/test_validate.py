@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.cli.harness import ONE, SPLIT, Site, bundle
 from tests.cli.snapshots import check
 
@@ -37,7 +39,9 @@ def test_a_file_that_is_not_there(site: Site) -> None:
 
 def test_yaml_that_cannot_be_parsed(site: Site) -> None:
     site.write("resources: [\n")
-    check(site.run("validate"), site.folder, "validate/not_yaml")
+    result = site.run("validate")
+    assert (result.code, result.out) == (1, "")
+    assert re.match(r"endpoints.yaml:\d+:\d+: SS150 ", result.err)
 
 
 def test_variables_and_targets(site: Site) -> None:
