@@ -10,8 +10,8 @@ from servestate.planner.steps import Node
 
 
 class CycleError(ValueError):
-    """The steps need each other in a circle, or need a step that is not there: a defect of the planner or an
-    edited plan file."""
+    """The steps need each other in a circle, need a step that is not there, or share an id: a defect of the
+    planner or an edited plan file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class Graph:
 
 def build(nodes: Iterable[Node]) -> Graph:
     """The graph of `nodes`, topologically ordered, ties in the order given. Raises CycleError."""
-    by_id = {node.id: node for node in nodes}
+    by_id: dict[str, Node] = {}
+    for node in nodes:
+        if by_id.setdefault(node.id, node) is not node:
+            raise CycleError(f'two steps are called "{node.id}"')
     dependents: dict[str, list[str]] = defaultdict(list)
     missing = {node.id: 0 for node in by_id.values()}
     for node in by_id.values():

@@ -68,8 +68,13 @@ def resolve(desired: Desired, supported_providers: frozenset[str]) -> Resolved:
     endpoints = tuple(_endpoint(e, desired.site, findings, supported_providers) for e in desired.endpoints)
     if findings.found:
         raise InvalidInput(findings.found)
-    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected] for e in endpoints]
+    facts = [[e.block, e.protected, [_facts(entity) for entity in e.entities]] for e in endpoints]
     return Resolved(desired.bundle, endpoints, digest([desired.bundle, facts]))
+
+
+def _facts(entity: ResolvedEntity) -> list[object]:
+    t = entity.timings  # not astuple(): it copies, and a large bundle has tens of thousands of them
+    return [entity.revision, entity.weight, t.ready_timeout_s, t.drain_timeout_s, t.stop_grace_s, t.recreate]
 
 
 def _endpoint(
