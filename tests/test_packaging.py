@@ -155,7 +155,7 @@ WATCH = """
 import sys
 seen = []
 def hook(event, args):
-    if event.startswith(("socket.connect", "socket.bind", "subprocess.", "os.exec", "os.posix_spawn", "os.f")):
+    if event.startswith(("socket.connect", "socket.bind", "subprocess.", "os.exec", "os.posix_spawn")):
         seen.append(event)
     if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
         seen.append(f"open {args[0]} {args[1]}")

@@ -34,6 +34,12 @@ def test_a_need_that_is_not_there_is_refused_and_named() -> None:
         build([node("a", "gone")])
 
 
+def test_two_steps_cannot_share_an_id() -> None:
+    """One of them would silently not be done."""
+    with pytest.raises(CycleError, match='two steps are called "a"'):
+        build([node("a"), node("b", "a"), node("a")])
+
+
 def test_downstream_is_everything_that_needs_it_in_order() -> None:
     graph = build([node("a"), node("b", "a"), node("c", "b"), node("d", "a", "c"), node("e")])
     assert graph.downstream("a") == ["b", "c", "d"]
