@@ -240,8 +240,8 @@ _TABLES = {
 }
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[str, str]]:
-    yield from connection.execute(_TABLES[table])
+def _rows(connection: sqlite3.Connection, table: str) -> sqlite3.Cursor:
+    return connection.execute(_TABLES[table])
 
 
 def _has_schema(connection: sqlite3.Connection) -> bool:
