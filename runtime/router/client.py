@@ -19,10 +19,12 @@ from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.http1 import CONTINUE, RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.proxy import Exchange
-from servestate.runtime.router.routes import ModelList, NotFound, Route, resolve
+from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, Route, resolve
 from servestate.runtime.router.routing import LiveTable
 
 NEVER = float("inf")
+
+_QUERIES = (OpenAICall, Invocation)
 
 
 class Desk(Protocol):
@@ -54,6 +56,23 @@ _REQUEST_IDS = _RequestIds()
 class ClientConnection(asyncio.Protocol):
     """One client's socket. `deadline` is when `expire` is due, on the loop's clock."""
 
+    __slots__ = (
+        "_ahead",
+        "_desk",
+        "_discarded",
+        "_exchange",
+        "_lingering",
+        "_loop",
+        "_paused",
+        "_reader",
+        "_request_began",
+        "_route",
+        "_transport",
+        "deadline",
+        "keep_alive",
+        "write",
+    )
+
     def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
         self._desk = desk
         self._loop = loop
@@ -66,7 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self._discarded = 0
         self._lingering = False
         self._paused = False
-        self._keep = True
+        self.keep_alive = True
         self._request_began = 0.0
         self.deadline = NEVER
 
@@ -74,11 +93,6 @@ class ClientConnection(asyncio.Protocol):
     def http10(self) -> bool:
         """See `proxy.Client`."""
         return self._reader.head is not None and self._reader.head.http10
-
-    @property
-    def keep_alive(self) -> bool:
-        """See `proxy.Client`."""
-        return self._keep and not self._desk.stopping
 
     @property
     def idle(self) -> bool:
@@ -145,6 +159,7 @@ class ClientConnection(asyncio.Protocol):
 
     def stop(self) -> None:
         """The router is going: close when nothing is in flight, else after the answer."""
+        self.keep_alive = False
         if self.idle:
             self._transport.close()
 
@@ -217,24 +232,22 @@ class ClientConnection(asyncio.Protocol):
     def _dispatch(self, reader: RequestReader, head: RequestHead | None) -> None:
         assert head is not None
         self._ahead = reader.surplus
-        self._keep = head.keep_alive
-        route = self._route or resolve(head.method, head.target)
-        if isinstance(route, NotFound):
-            self._route = route
-            self._answer(_no_such_path())
-        elif isinstance(route, ModelList):
-            self._send(200, b"", self._desk.table.models)
-        else:
-            self._route = route
-            limits = self._desk.limits
-            call = dispatch.choose(self._desk.table, route, reader.body, limits)
-            exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), limits, self._loop)
+        self.keep_alive = head.keep_alive and not self._desk.stopping
+        route = self._route = self._route or resolve(head.method, head.target)
+        desk = self._desk
+        if isinstance(route, _QUERIES):
+            call = dispatch.choose(desk.table, route, reader.body, desk.limits)
+            exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), desk.limits, self._loop)
             self._exchange = exchange
             exchange.start()
+        elif isinstance(route, ModelList):
+            self._send(200, b"", desk.table.models)
+        else:
+            self._answer(_no_such_path())
 
     def _next_request(self) -> None:
         """The answer is written: go on, or close."""
-        if not self._keep or self._desk.stopping:
+        if not self.keep_alive:
             self._close_gently()
             return
         self._reader.restart()
@@ -256,7 +269,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refused) -> None:
         if refusal.close:
-            self._keep = False
+            self.keep_alive = False
         self._answer(refusal.failure)
 
     def _answer(self, failure: Failure, answer_fields: bytes = b"") -> None:
@@ -266,10 +279,9 @@ class ClientConnection(asyncio.Protocol):
     def _send(self, status: int, fields: bytes, content: bytes) -> None:
         if self._reader.head is not None and self._reader.head.method == b"HEAD":
             # Its answer has a length and no body; closing leaves no doubt about which it was.
-            self._keep, content = False, b""
-        if not self._keep or self._desk.stopping:
+            self.keep_alive, content = False, b""
+        if not self.keep_alive:
             fields += b"Connection: close\r\n"
-            self._keep = False
         self._transport.write(
             b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"

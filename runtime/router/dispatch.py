@@ -9,16 +9,8 @@ from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routes import Invocation, OpenAICall
 from servestate.runtime.router.routing import LiveEntity, LiveTable
 
-
-class Call:
-    """What is to be sent, and on whose behalf."""
-
-    __slots__ = ("body", "entity", "kind")
-
-    def __init__(self, entity: LiveEntity, kind: Kind, body: bytes) -> None:
-        self.entity = entity
-        self.kind = kind
-        self.body = body
+Call = tuple[LiveEntity, Kind, bytes]
+"""On whose behalf, which kind of body, and the body to send."""
 
 
 def choose(table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits: Limits) -> Call:
@@ -44,13 +36,13 @@ def choose(table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits:
         raise _unknown(f"there is no endpoint {name!r}")
     if not served:
         entity = endpoint.entities[endpoint.split.pick()]
-        return Call(entity, kind, _for_entity(entity, kind, raw, document, limits))
+        return entity, kind, _for_entity(entity, kind, raw, document, limits)
     if served not in endpoint.by_name:
         raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
     entity = endpoint.by_name[served]
     sent = _for_entity(entity, kind, raw, document, limits)
     entity.counters.direct += 1
-    return Call(entity, kind, sent)
+    return entity, kind, sent
 
 
 def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Document, limits: Limits) -> bytes:

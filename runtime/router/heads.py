@@ -29,7 +29,7 @@ _VERSIONS = (b"HTTP/1.1 ", b"HTTP/1.0 ")
 BODILESS = (204, 304)
 """Statuses without a body, whatever length they claim."""
 _LENGTH_DIGITS = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})\r\n" % _LENGTH_DIGITS, re.IGNORECASE)
+_LENGTH_FIELD = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE)
 _REPEATED_BYTES = 4096
 
 
@@ -75,24 +75,28 @@ class Repeated(Generic[Head]):
     """The last head of a connection: the next one is most often the same but for the digits of its length,
     and what was worked out for the one then holds for the other."""
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_before", "_rest", "_start", "head")
 
     def __init__(self, before: bytes, after: bytes, head: Head) -> None:
         self._before = before
         self._after = after
+        self._start = len(before)
+        self._rest = len(after)
         self.head: Head = head
 
     def length_in(self, raw: bytes) -> int:
         """The length of the body that `raw` announces, -1 if it is another head."""
-        if raw.startswith(self._before) and raw.endswith(self._after):
-            digits = raw[len(self._before) : len(raw) - len(self._after)]
+        end = len(raw) - self._rest
+        if raw[: self._start] == self._before and raw[end:] == self._after:
+            digits = raw[self._start : end]
             if digits.isdigit() and len(digits) <= _LENGTH_DIGITS:
                 return int(digits)
         return -1
 
 
 def repeatable(raw: bytes, head: Head) -> Repeated[Head] | None:
-    """What the heads after `raw`, which was judged to be `head`, can be compared with."""
+    """What the heads after `raw`, which was judged to be `head`, can be compared with; both without the
+    empty line at their end."""
     match = _LENGTH_FIELD.search(raw)
     if match is None or int(match[1]) != head.length or len(raw) > _REPEATED_BYTES:
         return None

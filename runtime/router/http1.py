@@ -38,24 +38,35 @@ class RequestReader:
     `surplus`. `restart` then makes it ready for the next. Every refusal closes.
     """
 
-    length = 0
-    """Of the body, as far as it is known."""
-    received = 0
-    """Bytes of the body that came, framing included."""
-    _left = 0
-
-    _last: Repeated[RequestHead] | None = None
+    # Slots, here and in the other objects of the hot path: their attributes are read fastest.
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_last",
+        "_left",
+        "_limits",
+        "_parts",
+        "body",
+        "head",
+        "length",
+        "received",
+        "surplus",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._last: Repeated[RequestHead] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Forget the request; `surplus` is taken away by the caller before."""
         self.head: RequestHead | None = None
+        self.length = 0  # of the body, as far as it is known
+        self.received = 0  # of the body, framing included
         self.body = b""
         self.surplus = b""
         self._buffer = b""
+        self._left = 0
         self._decoder: Decoder | None = None
         self._parts: list[bytes] | None = None
 
@@ -74,31 +85,31 @@ class RequestReader:
             self._buffer = b""
         while data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
             data = data[2:]
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
+        raw, found, rest = data.partition(b"\r\n\r\n")
+        if not found:
             self._check_unfinished(data)
             self._buffer = data
             return False
-        head = self._take_head(data[:end])
-        data = data[end:]
-        if len(data) == self.length and not head.chunked:
-            self.body = data
+        head = self._take_head(raw)
+        if len(rest) == self.length and not head.chunked:
+            self.body = rest
             return True
-        self.received = len(data)
+        self.received = len(rest)
         self._left = self.length
         self._parts = []
         if head.chunked:
             self._decoder = Decoder()
-        return self._take_body(data)
+        return self._take_body(rest)
 
     def _take_head(self, raw: bytes) -> RequestHead:
-        length = self._last.length_in(raw) if self._last is not None else -1
-        if self._last is None or length < 0:
-            head = judge_request(raw, self._limits)
+        last = self._last
+        length = last.length_in(raw) if last is not None else -1
+        if last is not None and length >= 0:
+            head = last.head
+        else:
+            head = judge_request(raw + b"\r\n\r\n", self._limits)
             length = head.length
             self._last = repeatable(raw, head)
-        else:
-            head = self._last.head
         if length > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
         self.head = head
@@ -153,12 +164,22 @@ class AnswerReader:
     `restart` makes it ready for the next answer.
     """
 
-    _left = 0
-
-    _last: Repeated[AnswerHead] | None = None
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_interim",
+        "_last",
+        "_left",
+        "_limits",
+        "complete",
+        "head",
+        "length",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._left = 0
+        self._last: Repeated[AnswerHead] | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -202,32 +223,31 @@ class AnswerReader:
 
     def _take_head(self, data: bytes) -> bytes:
         """What follows the final head; nothing as long as that is not all there."""
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
+        raw, found, rest = data.partition(b"\r\n\r\n")
+        if not found:
             check_answer_size(data, self._limits)
             self._buffer = data
             return b""
-        raw = data[:end]
-        data = data[end:]
-        length: int | None = self._last.length_in(raw) if self._last is not None else -1
-        if self._last is None or length == -1:
-            head = judge_answer(raw, self._limits)
+        last = self._last
+        length: int | None = last.length_in(raw) if last is not None else -1
+        if last is not None and length != -1:
+            head = last.head
+        else:
+            head = judge_answer(raw + b"\r\n\r\n", self._limits)
             length = head.length
             self._last = None if head.status in BODILESS else repeatable(raw, head)
-        else:
-            head = self._last.head
         if head.interim:
             self._interim += 1
             if self._interim > self._limits.informational:
                 raise BadAnswer("too many informational answers")
-            return self._take_head(data)
+            return self._take_head(rest)
         self.head = head
         self.length = length
-        if head.chunked:
-            self._decoder = Decoder()
-        elif length is not None:
+        if length is not None:
             self._left = length
-        return data
+        elif head.chunked:
+            self._decoder = Decoder()
+        return rest
 
     def _take_chunks(self, decoder: Decoder, data: bytes) -> bytes:
         try:

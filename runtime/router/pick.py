@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle as repeat
 from math import gcd
 
 
@@ -30,18 +31,14 @@ def cycle(weights: Sequence[int]) -> tuple[int, ...]:
 class Split:
     """The running split of one endpoint. `assigned` counts the picks per index since it began."""
 
-    __slots__ = ("_cycle", "_next", "assigned")
+    __slots__ = ("_picks", "assigned")
 
     def __init__(self, weights: Sequence[int]) -> None:
-        self._cycle = cycle(weights)
-        self._next = 0
+        self._picks = repeat(cycle(weights))
         self.assigned = [0] * len(weights)
 
     def pick(self) -> int:
         """The next index."""
-        index = self._cycle[self._next]
-        self._next += 1
-        if self._next == len(self._cycle):
-            self._next = 0
+        index = next(self._picks)
         self.assigned[index] += 1
         return index

@@ -50,9 +50,8 @@ class Client(Protocol):
     def http10(self) -> bool:
         """The client knows no chunks: the close delimits."""
 
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection stays after this answer; never for HTTP/1.0."""
+    keep_alive: bool
+    """Whether the connection stays after this answer; never for HTTP/1.0."""
 
     def finished(self) -> None:
         """The answer is whole."""
@@ -84,16 +83,25 @@ _RELAYING, _ENDED = Phase.RELAYING, Phase.ENDED
 class Exchange:
     """From the choice of a replica to the last byte of the answer."""
 
-    _phase = _CONNECTING
-    _backend: LiveBackend | None = None
-    _upstream: UpstreamConnection | None = None
-    _dialling: asyncio.Task[None] | None = None
-    _tried: tuple[LiveBackend, ...] = ()
-    _held: AnswerHead | None = None
-    """A good head that waits for content."""
-    _events: EventStream | None = None
-    _chunked = False
-    _error = b""
+    __slots__ = (
+        "_backend",
+        "_body",
+        "_chunked",
+        "_client",
+        "_dialling",
+        "_entity",
+        "_error",
+        "_events",
+        "_fields",
+        "_held",
+        "_kind",
+        "_limits",
+        "_loop",
+        "_phase",
+        "_request_id",
+        "_tried",
+        "_upstream",
+    )
 
     def __init__(
         self,
@@ -105,12 +113,20 @@ class Exchange:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._client = client
-        self._entity = call.entity
-        self._call = call
+        self._entity, self._kind, self._body = call
         self._fields = fields
         self._request_id = request_id
         self._limits = limits
         self._loop = loop
+        self._phase = _CONNECTING
+        self._backend: LiveBackend | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._tried: tuple[LiveBackend, ...] = ()
+        self._held: AnswerHead | None = None  # a good head that waits for content
+        self._events: EventStream | None = None
+        self._chunked = False
+        self._error = b""
 
     def start(self) -> None:
         """Count the request and send it to a replica."""
@@ -165,7 +181,8 @@ class Exchange:
         if self._backend is not None:
             self._backend.gauge.avoid_until = now + self._limits.avoid_s
             self._tried += (self._backend,)
-            self._leave_backend(self._backend)
+            self._backend.gauge.inflight -= 1
+            self._backend = None
         self._try_next(now)
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
@@ -216,10 +233,9 @@ class Exchange:
         assert self._backend is not None
         self._upstream = connection
         self._phase = _WAITING
-        call = self._call
-        body = call.body
-        call.body = b""  # never needed again: nothing is sent twice
-        head = self._backend.heads[call.kind]
+        body = self._body
+        self._body = b""  # never needed again: nothing is sent twice
+        head = self._backend.heads[self._kind]
         length = b"%d" % len(body)
         connection.send(
             self,
@@ -350,15 +366,13 @@ class Exchange:
             self._upstream.cancel()
             self._upstream = None
 
-    def _leave_backend(self, backend: LiveBackend) -> None:
-        backend.gauge.inflight -= 1
-        self._backend = None
-
     def _end(self) -> None:
         self._phase = _ENDED
         self._entity.counters.inflight -= 1
-        if self._backend is not None:
-            self._leave_backend(self._backend)
+        backend = self._backend
+        if backend is not None:
+            backend.gauge.inflight -= 1
+            self._backend = None
 
 
 def _chunk(payload: bytes, last: bool) -> bytes:

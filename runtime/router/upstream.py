@@ -40,6 +40,8 @@ class Exchange(Protocol):
 class Origin:
     """One scheme, host and port, with its idle connections, the most recently used last."""
 
+    __slots__ = ("_host", "_port", "_retired", "_tls", "idle", "limits")
+
     def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
         self._host = host
         self._port = port
