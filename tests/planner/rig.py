@@ -8,7 +8,6 @@ moment it happens, because the executor would rightly treat an exception as a fa
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,17 +17,15 @@ from pathlib import Path
 import pytest
 
 from servestate.planner.address import InstanceAddress
-from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
+from servestate.planner.launch import ExternalSpec, Spec
 from servestate.planner.live import Live, LiveStatus, Observation
 from servestate.planner.plan import Plan, make_plan
-from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntity
-from servestate.planner.revision import canonical_json, digest, revision
+from servestate.planner.resolve import Resolved
 from servestate.planner.stale import moved
-from servestate.planner.state import Event, Phase, State, apply_event, touched
+from servestate.planner.state import Event, Phase, State
 from servestate.planner.steps import Node
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import decode, encode
-from servestate.planner.timings import Timings
 from servestate.providers.external import ExternalProvider
 from servestate.providers.fake import FakeProvider, FakeWorld
 from servestate.providers.protocol import Launched, Marks, Readiness, Ready
@@ -39,125 +36,15 @@ from servestate.runtime.executor import Executor, Outcome
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.store.protocol import (
-    JournalEntry,
     Lock,
-    LockHeld,
-    LostLock,
     Owner,
     StateStore,
 )
+from tests.planner.memory_store import MemoryStore
+from tests.planner.virtual_time import Killed, run
 
 LINEAGE = "6dce6f68-0000-4000-8000-000000000001"
 SECRETS = {"SERVESTATE_SECRET_KEYS__OPENAI": "not-a-real-key"}
-LOCK_SECONDS = 60.0
-
-
-class Killed(SystemExit):
-    """kill -9: asyncio lets a SystemExit through everything at once, and nothing catches it on the way."""
-
-
-class Stuck(Exception):
-    """Everything waits and nothing will ever happen."""
-
-
-class _Selector(selectors.DefaultSelector):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise Stuck
-        if not ready:
-            self.now += timeout or 0.0
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next thing that is due."""
-
-    def __init__(self) -> None:
-        self._jumping = _Selector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-def run(coroutine):
-    """`asyncio.run` in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        try:
-            return runner.run(coroutine)
-        except Killed:
-            # Nobody is left to ask how the other tasks of a killed process ended.
-            runner.get_loop().set_exception_handler(lambda loop, context: None)
-            raise
-
-
-class MemoryStore:
-    """A `StateStore` without a disk; compare-and-swap and lock as in the real one."""
-
-    def __init__(self) -> None:
-        self.state: State | None = None
-        self.lock: Lock | None = None
-        self.history: list[JournalEntry] = []
-        self.commits = 0
-        self._ids = count(1)
-
-    def read(self) -> State | None:
-        return self.state
-
-    def create(self, lineage: str) -> State:
-        if self.state is None:
-            self.state = State(lineage)
-        return self.state
-
-    def acquire(self, owner: Owner, now: float) -> tuple[Lock, Lock | None]:
-        held = self.lock
-        if held is not None and held.expires > now:
-            raise LockHeld(held)
-        self.lock = Lock(f"lock-{next(self._ids)}", owner, now, now + LOCK_SECONDS)
-        return self.lock, held
-
-    def renew(self, lock: Lock, now: float) -> bool:
-        return self.lock is not None and self.lock.id == lock.id
-
-    def release(self, lock: Lock) -> None:
-        self.break_lock(lock.id)
-
-    def held(self) -> Lock | None:
-        return self.lock
-
-    def break_lock(self, id: str) -> bool:
-        mine = self.lock is not None and self.lock.id == id
-        if mine:
-            self.lock = None
-        return mine
-
-    def commit(self, before: State, events: Sequence[Event], lock: Lock, now: float) -> State:
-        after, entries = before, []
-        for event in events:
-            after = apply_event(after, event)
-            address = str(touched(event) or "")
-            entries.append(JournalEntry(after.serial, now, type(event).__name__, address, lock.owner.person))
-        if not self._may_write(before, lock):
-            raise LostLock
-        self.state, self.commits = after, self.commits + 1
-        self.history += entries
-        return after
-
-    def _may_write(self, before: State, lock: Lock) -> bool:
-        assert self.state is not None
-        same = (self.state.serial, self.state.lineage) == (before.serial, before.lineage)
-        return same and self.lock is not None and self.lock.id == lock.id
-
-    def journal(self, after_serial: int) -> list[JournalEntry]:
-        return [entry for entry in self.history if entry.serial > after_serial]
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass
@@ -526,34 +413,3 @@ def killed_at(site: Site, nth: int) -> Iterator[Reaper]:
             site.store.break_lock(held.id)
     finally:
         site.boundary = was
-
-
-def local(name: str, weight: int, version: str = "A", **timings: object) -> ResolvedEntity:
-    """An entity that a provider starts; `version` decides its revision."""
-    spec = LaunchSpec("process", "command", f"model-{name}", args=("serve", "{port}", version))
-    return ResolvedEntity(name, weight, spec, revision(spec), Timings(**timings))  # type: ignore[arg-type]
-
-
-def external(name: str, weight: int, host: str = "one.example") -> ResolvedEntity:
-    """An entity that somebody else runs."""
-    spec = ExternalSpec("openai", f"https://{host}/v1/chat/completions", "gpt", "llm/v1/chat")
-    return ResolvedEntity(name, weight, spec, revision(spec), Timings())
-
-
-def endpoint(name: str, *entities: ResolvedEntity, **extra: object) -> ResolvedEndpoint:
-    """An endpoint whose block agrees with its entities."""
-    served = [{"name": e.name, "entity_name": e.spec.model} for e in sorted(entities, key=lambda e: e.name)]
-    config = {"served_entities": served, "routes": {e.name: e.weight for e in entities}}
-    protected = bool(extra.pop("protected", False))
-    block = canonical_json({"name": name, "config": config, **extra})
-    return ResolvedEndpoint(name, name.replace("-", "_"), block, entities, protected)
-
-
-def bundle(*endpoints: ResolvedEndpoint, name: str = "demo") -> Resolved:
-    """A bundle of these endpoints."""
-    ordered = tuple(sorted(endpoints, key=lambda e: e.name))
-    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected] for e in ordered]
-    return Resolved(name, ordered, digest([name, facts]))
-
-
-NOTHING = bundle()

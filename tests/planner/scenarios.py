@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from servestate.planner.resolve import Resolved, ResolvedEndpoint
-from tests.planner.rig import NOTHING, bundle, endpoint, external, local
+from tests.planner.blocks import NOTHING, bundle, endpoint, external, local
 
 ONE: dict[str, ResolvedEndpoint | None] = {
     "none": None,

@@ -20,7 +20,8 @@ from servestate.planner.codec import (
 )
 from servestate.planner.plan import Plan
 from servestate.planner.revision import canonical_json, digest
-from tests.planner.rig import NOTHING, Site, bundle, endpoint, external, local
+from tests.planner.blocks import NOTHING, bundle, endpoint, external, local
+from tests.planner.rig import Site
 from tests.planner.strategies import instances, plans, records
 
 ONE = bundle(

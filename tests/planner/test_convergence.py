@@ -21,7 +21,8 @@ from servestate.providers.fake import Behaviour, Fault
 from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import StoreError
-from tests.planner.rig import MemoryStore, Site, killed_at
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import Site, killed_at
 from tests.planner.scenarios import PAIRS, SCENARIOS, WORLDS
 
 ALONE: dict[str, object] = {}

@@ -14,8 +14,11 @@ from servestate.planner.state import State, StrayStopIntended, apply_event
 from servestate.providers.protocol import Marks
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import Lock, LostLock, Owner
-from tests.planner.rig import LINEAGE, MemoryStore, Site, bundle, endpoint, local, run
+from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import LINEAGE, Site
 from tests.planner.scenarios import SCENARIOS
+from tests.planner.virtual_time import run
 
 ONE = bundle(endpoint("chat", local("a", 100)))
 ANOTHER = endpoint("another", local("z", 100))

@@ -12,8 +12,10 @@ from servestate.planner.codec import encode_plan
 from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.spec.bundle import Document, load
 from servestate.runtime.executor import Outcome
+from tests.planner.blocks import NOTHING, bundle
 from tests.planner.bundles import Block, bundles, other_spelling, text_of
-from tests.planner.rig import NOTHING, MemoryStore, Site, bundle
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import Site
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 

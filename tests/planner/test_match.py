@@ -9,7 +9,8 @@ from servestate.planner.drift import DriftKind
 from servestate.providers.fake import Fault
 from servestate.providers.protocol import Marks, PermanentError
 from servestate.runtime.executor import Outcome
-from tests.planner.rig import LINEAGE, Site, bundle, endpoint, local
+from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.rig import LINEAGE, Site
 
 ONE = bundle(endpoint("chat", local("a", 100)))
 ADDRESS = next(n.step.address for n in Site().plan(ONE).nodes if n.id.startswith("launch:"))

@@ -10,7 +10,8 @@ from servestate.planner.live import Live, LiveStatus
 from servestate.planner.plan import Plan
 from servestate.planner.stale import moved
 from servestate.planner.state import State
-from tests.planner.rig import Site, bundle, endpoint, local
+from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.rig import Site
 
 ONE = bundle(endpoint("chat", local("current", 100)))
 TWO = bundle(endpoint("chat", local("current", 100, "B")))

@@ -24,7 +24,8 @@ from servestate.planner.state import (
 )
 from servestate.runtime.store.protocol import LockHeld, LostLock, Owner, StateStore, StoreError
 from servestate.runtime.store.sqlite import SqliteStore
-from tests.planner.rig import LINEAGE, MemoryStore
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import LINEAGE
 
 ANA = Owner("apply", "ana", "host-1", "1-1-boot", "https://ci.example/1")
 BOB = Owner("destroy", "bob", "host-2", "2-2-boot")

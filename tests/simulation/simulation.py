@@ -25,16 +25,9 @@ from servestate.providers.fake import Behaviour, Fault, Thing
 from servestate.providers.protocol import Marks, PermanentError, TransientError
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import Lock, LockHeld, StateStore, StoreError
-from tests.planner.rig import (
-    NOTHING,
-    MemoryStore,
-    Site,
-    bundle,
-    endpoint,
-    external,
-    killed_at,
-    local,
-)
+from tests.planner.blocks import NOTHING, bundle, endpoint, external, local
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import Site, killed_at
 
 STEPS = 60
 STRANGER = "7f3e0000-0000-4000-8000-00000000dead"

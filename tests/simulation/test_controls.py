@@ -16,10 +16,12 @@ from servestate.providers.protocol import Marks
 from servestate.runtime import executor
 from servestate.runtime.executor import Executor
 from servestate.runtime.store.protocol import Lock
-from tests.planner.rig import MemoryStore, Site, bundle, endpoint, killed_at, local
+from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.memory_store import MemoryStore
+from tests.planner.rig import Site, killed_at
 from tests.simulation.simulation import Simulation, Unsound
 
-SEEDS = range(1, 31)
+SEEDS = range(1, 21)
 Patch = pytest.MonkeyPatch
 
 
