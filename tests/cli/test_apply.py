@@ -101,17 +101,15 @@ class TestSavedPlan:
         shutil.copy(other.folder / "plan.json", site.folder)
         refused(site, "apply/stale_lineage")
 
-    @pytest.mark.parametrize("position", [0.05, 0.3, 0.6, 0.95])
-    def test_refused_when_a_byte_was_edited(self, site: Site, position: float) -> None:
+    def test_refused_when_a_byte_was_edited(self, site: Site) -> None:
         saved(site, ONE)
         plan = site.folder / "plan.json"
-        content = bytearray(plan.read_bytes())
-        at = next(i for i in range(int(position * len(content)), len(content)) if chr(content[i]).isalnum())
-        content[at] ^= 1
-        plan.write_bytes(content)
-        result = site.run("apply", "plan.json")
-        assert result.code == 1
-        assert re.match(r"SS303 cannot use plan.json as a plan: ", result.err)
+        content = plan.read_bytes()
+        for at in range(7, len(content), len(content) // 4):
+            plan.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            result = site.run("apply", "plan.json")
+            assert result.code == 1
+            assert re.match(r"SS303 cannot use plan.json as a plan: ", result.err)
         assert not (site.folder / ".servestate").exists()
 
 

@@ -38,6 +38,7 @@ def test_asked_on_a_terminal(site: Site) -> None:
     assert site.alive() == []
 
 
+@pytest.mark.slow
 def test_a_saved_destroy_plan(site: Site) -> None:
     site.configure(SPLIT)
     site.apply()

@@ -70,13 +70,9 @@ class TestEngine:
         assert "fix: install it, or write its full path" in result.err
         repaired(site)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
-        "content",
-        [
-            pytest.param(None, id="missing"),
-            pytest.param(b"", id="empty", marks=pytest.mark.slow),
-            pytest.param(b"not a model at all", id="garbage", marks=pytest.mark.slow),
-        ],
+        "content", [None, b"", b"not a model at all"], ids=["missing", "empty", "garbage"]
     )
     def test_model_file_is_missing_or_garbage(self, site: Site, content: bytes | None) -> None:
         site.configure(TWO, versions={"1": echo("1"), "2": {"engine": "llamacpp", "source": "m.gguf"}})
@@ -137,6 +133,7 @@ class TestUpdate:
 
 
 class TestPorts:
+    @pytest.mark.slow
     def test_strangers_are_avoided(self, site: Site) -> None:
         site.configure(ONE)
         site.apply()

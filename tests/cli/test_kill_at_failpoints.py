@@ -53,7 +53,7 @@ def points_of(folder: Path, operations: list[str]) -> list[tuple[str, str]]:
 
 
 def test_a_few_points(tmp_path: Path, seeded: random.Random) -> None:
-    cases = points_of(tmp_path, ["update a process", "delete externals"])
+    cases = points_of(tmp_path, ["update a process"])
     on_sites(tmp_path, seeded.sample(cases, SAMPLE), survive)
 
 

@@ -34,7 +34,7 @@ DEADLY = (
 FALLIBLE = ("pwrite64", "write", "fdatasync", "fsync", "ftruncate", "rename")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS")
 KILLS, FEW_KILLS = 200, 3
-FAULTS, FEW_FAULTS = 100, 3
+FAULTS = 100
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -103,10 +103,6 @@ def test_a_few_kills(tmp_path: Path, seeded: random.Random) -> None:
 @pytest.mark.slow
 def test_many_kills(tmp_path: Path, seeded: random.Random) -> None:
     kills(tmp_path, seeded, KILLS)
-
-
-def test_a_few_errors(tmp_path: Path, seeded: random.Random) -> None:
-    faults(tmp_path, seeded, FEW_FAULTS)
 
 
 @pytest.mark.slow

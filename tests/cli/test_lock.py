@@ -134,6 +134,7 @@ class TestFrozenHolder:
 class TestFrozenHolderWithoutTheFence:
     """Negative control of T8: without the condition on commits the woken process does write."""
 
+    @pytest.mark.slow
     def test_rows_are_written(self, site: Site) -> None:
         first, before = overtaken(site, program=(*DRIVER, "no_fence_and_no_journal_key"))
         assert world(site) != before, first.err

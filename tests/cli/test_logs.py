@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.cli.harness import ONE, SPLIT, Site, echo, until
 from tests.cli.snapshots import check
 
@@ -24,6 +26,7 @@ def test_after_it_died(site: Site) -> None:
     assert site.run("logs", "solo/only").ok().out == "engine 1 starts\n"
 
 
+@pytest.mark.slow
 def test_of_one_that_never_started(site: Site) -> None:
     site.configure(ONE, versions={"1": echo("1", "--die")})
     assert site.run("apply", "--auto-approve").code == 4

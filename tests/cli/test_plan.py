@@ -36,6 +36,7 @@ def test_every_kind_of_change(site: Site) -> None:
     check(site.run("plan", "--detailed-exitcode"), site.folder, "plan/no_changes")
 
 
+@pytest.mark.slow
 def test_recreate_says_that_there_is_a_gap(site: Site) -> None:
     recreate = {"solo/only": {"strategy": "recreate"}}
     site.configure(ONE, overrides=recreate)
@@ -148,6 +149,7 @@ def test_works_where_nothing_may_be_written(site: Site, tmp_path: Path) -> None:
     assert site.listing() == before
 
 
+@pytest.mark.slow
 def test_names_drift(site: Site) -> None:
     site.configure(SPLIT)
     site.apply()
@@ -176,6 +178,7 @@ def test_protected_endpoints_are_blocked(site: Site) -> None:
     assert site.state() == before
 
 
+@pytest.mark.slow
 def test_another_bundle_in_the_way(site: Site) -> None:
     site.configure(ONE)
     site.apply()

@@ -31,7 +31,9 @@ def finish(site: Site) -> None:
         assert site.engines() == engines
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_once(site: Site, number: signal.Signals, code: int) -> None:
     apply = waiting(site)
     apply.process.send_signal(number)

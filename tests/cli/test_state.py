@@ -18,4 +18,3 @@ def test_list_and_show(site: Site) -> None:
     shown = json.loads(site.run("state", "show", "multi-model/current").ok().out)
     assert [i["address"] for i in shown] == [a for a in site.alive() if "current" in a]
     check(site.run("state", "show", "nothing"), site.folder, "state/show_unknown")
-    check(site.run("state", "show", "a/b/c/d"), site.folder, "state/show_bad_address")

@@ -48,6 +48,7 @@ def strangers(site: Site) -> Iterator[list[subprocess.Popen[bytes]]]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_never_touched(site: Site, strangers: list[subprocess.Popen[bytes]]) -> None:
     starts = [proc.stat(process.pid) for process in strangers]
     assert site.run("plan", "--detailed-exitcode").code == 0
