@@ -15,17 +15,30 @@ _FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host
 LAST = b"0\r\n\r\n"
 """The last chunk and an empty trailer section."""
 
+_SIZE_LINES = [b"%x\r\n" % size for size in range(4096)]
+_SIZES = {line[:-2]: size for size, line in enumerate(_SIZE_LINES)}
+
 
 class BadChunk(Exception):
     """The bytes are no chunked body."""
 
 
+def encode(payload: bytes, last: bool) -> bytes:
+    """`payload` as one chunk (nothing if it is empty), and the end of the body if it is the `last`."""
+    size = len(payload)
+    if not size:
+        return LAST if last else b""
+    line = _SIZE_LINES[size] if size < 4096 else b"%x\r\n" % size
+    return b"".join((line, payload, b"\r\n", LAST if last else b""))
+
+
 class Decoder:
     """One body. `done` once its last byte was seen; `surplus` then holds what came after it."""
 
-    __slots__ = ("_ending", "_held", "_left", "_trailers", "done", "surplus")
+    __slots__ = ("_between", "_ending", "_held", "_left", "_trailers", "done", "surplus")
 
     def __init__(self) -> None:
+        self._between = True  # the next byte begins a chunk
         self._held = b""
         self._left = 0
         self._ending = False  # chunk data was read, its CRLF not yet
@@ -35,6 +48,17 @@ class Decoder:
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises BadChunk; trailers are checked and dropped."""
+        if self._between:
+            # Most reads of a stream are one whole chunk.
+            line, _, rest = data.partition(b"\r\n")
+            size = _SIZES.get(line)
+            if size and len(rest) == size + 2 and rest[size:] == b"\r\n":
+                return rest[:size]
+        payload = self._feed(data)
+        self._between = not (self._held or self._left or self._ending or self._trailers >= 0)
+        return payload
+
+    def _feed(self, data: bytes) -> bytes:
         if self._held:
             data = self._held + data
             self._held = b""

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from servestate.runtime.router import errors
-from servestate.runtime.router.chunked import LAST
+from servestate.runtime.router.chunked import encode
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.errors import Failure
 from servestate.runtime.router.heads import AnswerHead
@@ -280,7 +280,7 @@ class Exchange:
         self._phase = _RELAYING
         framing = self._framing(head, length)
         if self._chunked:
-            payload = _chunk(payload, complete)
+            payload = encode(payload, complete)
         status = _STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
         fields = self._backend.answer_fields
         self._client.write(
@@ -305,7 +305,7 @@ class Exchange:
             if complete:
                 payload += self._events.finish()
         if self._chunked:
-            payload = _chunk(payload, complete)
+            payload = encode(payload, complete)
         if payload:
             self._client.write(payload)
         self._after_write(complete)
@@ -353,7 +353,7 @@ class Exchange:
         if self._events is None:
             return b""
         data = self._events.before_error() + errors.event(failure)
-        return _chunk(data, last=False) if self._chunked else data
+        return encode(data, last=False) if self._chunked else data
 
     def _answer_fields(self) -> bytes:
         return self._backend.answer_fields if self._backend is not None else self._entity.answer_fields
@@ -373,8 +373,3 @@ class Exchange:
         if backend is not None:
             backend.gauge.inflight -= 1
             self._backend = None
-
-
-def _chunk(payload: bytes, last: bool) -> bytes:
-    framed = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
-    return framed + LAST if last else framed

@@ -14,31 +14,28 @@ _TAIL = 32  # bytes: enough for the end of the last event
 class EventStream:
     """One stream, from its first byte to its last."""
 
-    __slots__ = ("_held", "_inside_line", "_last", "_line_bytes")
+    __slots__ = ("_held", "_last", "_line_bytes")
 
     def __init__(self, line_bytes: int) -> None:
         self._line_bytes = line_bytes
         self._held = b""
         self._last = b"\n\n"
-        self._inside_line = False
 
     def feed(self, data: bytes) -> bytes:
         """What of the stream can be passed on now."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        if not data.endswith(b"\n"):
-            data = self._hold(data)
+        if self._held or data[-1:] != b"\n":
+            data = self._hold(self._held + data)
             if not data:
                 return b""
-        if b"\xc2\x85" in data or b"\xe2\x80" in data:
+        if b"\xe2\x80" in data or b"\xc2\x85" in data:
             for raw, escaped in _LINE_ENDS:
                 data = data.replace(raw, escaped)
-        if data[:1] == b":" or b"\n:" in data:
+        if b"\n:" in data or data[:1] == b":":
             data = self._without_comments(data)
-        if data:
-            self._last = data if len(data) > _TAIL else self._last[-_TAIL:] + data
-        self._inside_line = not data.endswith(b"\n") if data else self._inside_line
+        if len(data) > _TAIL:
+            self._last = data
+        elif data:
+            self._last = self._last[-_TAIL:] + data
         return data
 
     def finish(self) -> bytes:
@@ -60,15 +57,13 @@ class EventStream:
         """Keep the unfinished line of `data` back, unless it is longer than a line may be."""
         cut = data.rfind(b"\n") + 1
         if len(data) - cut > self._line_bytes:
-            cut = len(data) - 2  # the longest beginning of a character to escape has two bytes
+            # Not between the bytes of a character that is to be escaped.
+            cut = len(data) - (2 if data.endswith(b"\xe2\x80") else data.endswith((b"\xe2", b"\xc2")))
         self._held = data[cut:]
         return data[:cut]
 
     def _without_comments(self, data: bytes) -> bytes:
         """Comments (`: ping`) break MLflow's reader; the empty line after one keeps the connection alive."""
-        first_is_new = not self._inside_line
-        lines = data.split(b"\n")
-        kept = [
-            line for i, line in enumerate(lines) if not line.startswith(b":") or (i == 0 and not first_is_new)
-        ]
-        return b"\n".join(kept)
+        started = 0 if self._last.endswith(b"\n") else 1  # the first line may be the rest of another
+        lines = enumerate(data.split(b"\n"))
+        return b"\n".join(line for i, line in lines if i < started or not line.startswith(b":"))
