@@ -1,6 +1,6 @@
 """The command line with one thing changed, for what cannot be done from outside.
 
-    python -m tests.cli.driver CHANGE VERB ...
+    python driver.py CHANGE VERB ...
 
 CHANGE is a function of this module. Most take a defence away: the tests that hold it must then fail.
 """

@@ -26,7 +26,7 @@ from servestate.runtime.workspace import is_gone
 
 CLI = (str(Path(sys.executable).with_name("servestate")),)
 HERE = Path(__file__).parent
-DRIVER = (sys.executable, "-m", "tests.cli.driver")
+DRIVER = (sys.executable, str(HERE / "driver.py"))
 """The command line with one thing changed; see `driver.py`."""
 PYTHON = ("python3", "-I", "-S")
 """How engines are started: by name, so that plans are the same on every machine."""
@@ -201,7 +201,7 @@ class Site:
         process = subprocess.Popen(
             (*prefix, *program, *arguments),
             cwd=self.folder,
-            env={**clean_environment(), "PYTHONPATH": str(HERE.parents[1]), **self.env, **env},
+            env={**clean_environment(), **self.env, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -276,9 +276,15 @@ class Site:
         finally:
             connection.close()
 
+    def processes(self) -> set[int]:
+        """Every process that works in this folder: shims and engines, whatever they wear. Owes nothing to
+        the code under test."""
+        return {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self._here(pid)}
+
     def trees(self) -> list[Tree]:
-        """The instances that run in this folder, whatever their lineage."""
-        return [tree for tree in census.trees() if any(self._here(p) for p in _pids(tree))]
+        """The instances that run in this folder, as the provider sees them."""
+        here = self.processes()
+        return [tree for tree in census.trees() if here.intersection(_pids(tree))]
 
     def alive(self) -> list[str]:
         """The addresses of what runs, once for every instance."""
@@ -307,7 +313,7 @@ class Site:
             process.communicate()
 
         def nothing_left() -> bool:
-            pids = {pid for tree in self.trees() for pid in _pids(tree)}
+            pids = self.processes()
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -315,12 +321,11 @@ class Site:
 
         until(nothing_left, f"no process is left in {self.folder}")
 
-    def _here(self, pid: int) -> bool:
+    def _here(self, pid: str) -> bool:
         try:
-            cwd = os.readlink(f"/proc/{pid}/cwd")
-        except OSError:
+            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(self.folder)
+        except OSError:  # it has ended
             return False
-        return Path(cwd).is_relative_to(self.folder)
 
 
 def _pids(tree: Tree) -> Iterator[int]:

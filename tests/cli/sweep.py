@@ -152,6 +152,7 @@ def check_converged(site: Site, wanted: Endpoints) -> None:
     local_entities = sorted(f"{n}/{e}" for n, es in wanted.items() for e in es if "entity_name" in es[e])
     assert sorted(address.partition("@")[0] for address in site.alive()) == local_entities
     assert site.alive() == sorted(_processes(state))
+    assert len(site.processes()) == 2 * len(local_entities)  # a shim and an engine each
     assert site.doubles() == ""
     assert site.integrity() == "ok"
     for name, entities in wanted.items():
