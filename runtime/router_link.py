@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.address import InstanceAddress
-from servestate.providers.protocol import PermanentError
+from servestate.providers.protocol import PermanentError, TransientError
 
 _POLL_S = 0.05
-
+_ANSWER_S = 2.0
 
 ADOPTION_S = 5.0
 """How long a running router may take to adopt a table; it looks every 50 ms."""
@@ -27,15 +27,21 @@ class ControlSocket:
 
     async def adopted(self, table_version: int) -> None:
         """See `RouterLink.adopted`."""
-        status: dict[str, Any] | None = None
+        reason = ""
         try:
             async with asyncio.timeout(ADOPTION_S):
-                while (status := await router_status(self.control_path)) is not None:
-                    if status["table_version"] >= table_version:
-                        return
+                while True:
+                    try:
+                        status = await router_status(self.control_path)
+                    except TransientError as error:
+                        reason = str(error)
+                    else:
+                        if status is None or status["table_version"] >= table_version:
+                            return
+                        reason = status["table_error"] or ""
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            raise _not_adopted(status) from None
+            raise _not_adopted(reason) from None
 
     async def drained(
         self, address: InstanceAddress, timeout_s: float, report: Callable[[str], None]
@@ -43,40 +49,55 @@ class ControlSocket:
         """See `RouterLink.drained`. What is in flight at the deadline is cut by the stop that follows."""
         try:
             async with asyncio.timeout(timeout_s):
-                while (count := _inflight(await router_status(self.control_path), address)) > 0:
-                    report(f"{count} requests in flight")
+                while waiting_for := await self._in_flight(address):
+                    report(waiting_for)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             report(f"gave up after {timeout_s:g} s")
 
+    async def _in_flight(self, address: InstanceAddress) -> str:
+        """What must end before the instance may be stopped, for people; "" for nothing."""
+        try:
+            status = await router_status(self.control_path)
+        except TransientError as error:
+            return str(error)
+        count: int = (status or {}).get("replicas", {}).get(str(address), {}).get("inflight", 0)
+        return f"{count} requests in flight" if count else ""
 
-def _not_adopted(status: dict[str, Any] | None) -> PermanentError:
-    reason = (status or {}).get("table_error") or f"it did not do so within {ADOPTION_S:g} s"
+
+def _not_adopted(reason: str) -> PermanentError:
+    reason = reason or f"it did not do so within {ADOPTION_S:g} s"
     fix = "mend that and apply again; until then it routes as before, and nothing that it needs was stopped"
     return PermanentError("SS609", f"the running router has not adopted the new routing table: {reason}", fix)
 
 
-def _inflight(status: dict[str, Any] | None, address: InstanceAddress) -> int:
-    count: int = (status or {}).get("replicas", {}).get(str(address), {}).get("inflight", 0)
-    return count
-
-
 async def router_status(control_path: Path) -> dict[str, Any] | None:
-    """What `GET /status` on the control socket answers; None when no router listens there."""
+    """What `GET /status` on the control socket answers; None when no router listens there.
+
+    Raises TransientError when one listens and gives no answer. A router that is paused or busy goes on
+    routing afterwards, so it must never be taken for one that is not there.
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(control_path)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         return None
+    except OSError as error:
+        raise TransientError(f"the router cannot be asked on {control_path}: {error}") from error
     try:
         writer.write(b"GET /status HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(_ANSWER_S):
             answer = await reader.read()
-    except (OSError, TimeoutError):
-        return None
+        return _status_in(answer)
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        raise TransientError(f"the router does not answer on {control_path}") from error
     finally:
         writer.close()
+
+
+def _status_in(answer: bytes) -> dict[str, Any]:
+    """The status that an answer carries. Raises ValueError for anything else, such as half an answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     if b" 200 " not in head.split(b"\r\n")[0]:
-        return None
+        raise ValueError("not a status")
     status: dict[str, Any] = json.loads(body)
     return status

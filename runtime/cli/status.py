@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 from servestate.planner.address import InstanceAddress
@@ -13,6 +14,7 @@ from servestate.planner.launch import ExternalSpec
 from servestate.planner.live import Live
 from servestate.planner.match import settle
 from servestate.planner.state import EndpointRecord, State, apply_event
+from servestate.providers.protocol import TransientError
 from servestate.runtime import exit_codes
 from servestate.runtime.cli.common import look, workspace_of
 from servestate.runtime.cli.output import say
@@ -25,10 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
     state, live = look(workspace)
     for event in list(settle(state, live)):
         state = apply_event(state, event)
-    router = asyncio.run(router_status(workspace.control_path))
-    found = describe(state, live, router)
+    found = _described(state, live, workspace.control_path)
     say(json.dumps(found, indent=2) if arguments.json else "\n".join(_lines(found)))
     return exit_codes.OK
+
+
+def _described(state: State, live: Live, control_path: Path) -> dict[str, Any]:
+    try:
+        return describe(state, live, asyncio.run(router_status(control_path)))
+    except TransientError as error:
+        return {**describe(state, live, None), "router_error": str(error)}
 
 
 def describe(state: State, live: Live, router: dict[str, Any] | None) -> dict[str, Any]:
@@ -87,7 +95,9 @@ def _instance(address: InstanceAddress, state: State, live: Live) -> dict[str, s
 def _lines(found: dict[str, Any]) -> list[str]:
     router = found["router"]
     lines = [f"state: serial {found['serial']}, lineage {found['lineage']}"]
-    if router is None:
+    if "router_error" in found:
+        lines.append(f"router: {found['router_error']}")
+    elif router is None:
         lines.append("router: not running (servestate serve)")
     else:
         lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
