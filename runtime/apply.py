@@ -59,6 +59,12 @@ def carry_out(
     state cannot be read or written before anything was done.
     """
     store = workspace.store
+    if store.read() is None:
+        # Before one is made: a state that a refused plan leaves in the wrong folder would share the lineage
+        # of the plan's own, and the next apply here would take the instances of that one for strays.
+        _, stale = asyncio.run(_look(workspace, plan, desired_digest, State(plan.lineage)))
+        if stale is not None:
+            return stale
     store.create(plan.lineage)
     with _locked(store, owner, lock_timeout_s, reporter) as lock:
         state = store.read()
@@ -102,14 +108,12 @@ async def _apply(
     lock: Lock,
     reporter: Reporter,
 ) -> Stale | Finished:
-    providers = workspace.providers()
-    live = await refresh(providers, state.lineage, state, read_version(workspace.table_path))
-    reasons = moved(plan, state, live, desired_digest)
-    if reasons:
-        return Stale(tuple(reasons), tuple(workspace.store.journal(plan.serial)))
+    live, stale = await _look(workspace, plan, desired_digest, state)
+    if stale is not None:
+        return stale
     world = World(
         store=workspace.store,
-        providers=providers,
+        providers=workspace.providers(),
         table_path=workspace.table_path,
         router=ControlSocket(workspace.control_path),
         new_id=lambda: uuid.uuid4().hex[:16],
@@ -117,6 +121,17 @@ async def _apply(
     executor = Executor(world, state, lock, reporter)
     async with _heartbeat(workspace.store, lock, executor):
         return await _run_until_signal(executor, plan, live, reporter)
+
+
+async def _look(
+    workspace: Workspace, plan: Plan, desired_digest: str | None, state: State
+) -> tuple[Live, Stale | None]:
+    """What is live now, and why the plan may not be applied to it, if it may not."""
+    live = await refresh(workspace.providers(), state.lineage, state, read_version(workspace.table_path))
+    reasons = moved(plan, state, live, desired_digest)
+    if not reasons:
+        return live, None
+    return live, Stale(tuple(reasons), tuple(workspace.store.journal(plan.serial)))
 
 
 async def _run_until_signal(executor: Executor, plan: Plan, live: Live, reporter: Reporter) -> Finished:
