@@ -46,14 +46,17 @@ class Decoder:
         self.done = False
         self.surplus = b""
 
+    def is_whole_chunk(self, data: bytes) -> bool:
+        """Whether `data`, which comes next, is exactly one chunk and written as `encode` would. It then needs
+        no `feed`: the decoder stands before and after it alike."""
+        if not self._between:
+            return False
+        line, _, rest = data.partition(b"\r\n")
+        size = _SIZES.get(line)
+        return size is not None and size > 0 and len(rest) == size + 2 and rest[size:] == b"\r\n"
+
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises BadChunk; trailers are checked and dropped."""
-        if self._between:
-            # Most reads of a stream are one whole chunk.
-            line, _, rest = data.partition(b"\r\n")
-            size = _SIZES.get(line)
-            if size and len(rest) == size + 2 and rest[size:] == b"\r\n":
-                return rest[:size]
         payload = self._feed(data)
         self._between = not (self._held or self._left or self._ending or self._trailers >= 0)
         return payload

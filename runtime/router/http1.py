@@ -166,12 +166,12 @@ class AnswerReader:
 
     __slots__ = (
         "_buffer",
-        "_decoder",
         "_interim",
         "_last",
         "_left",
         "_limits",
         "complete",
+        "decoder",
         "head",
         "length",
     )
@@ -189,7 +189,7 @@ class AnswerReader:
         self.complete = False
         self._buffer = b""
         self._interim = 0
-        self._decoder: Decoder | None = None
+        self.decoder: Decoder | None = None
 
     @property
     def begun(self) -> bool:
@@ -205,8 +205,8 @@ class AnswerReader:
             data = self._take_head(data)
             if self.head is None:
                 return data
-        if self._decoder is not None:
-            return self._take_chunks(self._decoder, data)
+        if self.decoder is not None:
+            return self._take_chunks(self.decoder, data)
         if self.length is None:
             return data
         self._left -= len(data)
@@ -246,7 +246,7 @@ class AnswerReader:
         if length is not None:
             self._left = length
         elif head.chunked:
-            self._decoder = Decoder()
+            self.decoder = Decoder()
         return rest
 
     def _take_chunks(self, decoder: Decoder, data: bytes) -> bytes:

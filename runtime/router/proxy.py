@@ -203,6 +203,16 @@ class Exchange:
         else:
             self._hold(head)
 
+    def relayed(self, chunk: bytes) -> bool:
+        """See `upstream.Exchange`."""
+        events = self._events
+        if events is None or not self._chunked or not events.passes(chunk):
+            return False
+        client = self._client
+        client.write(chunk)
+        client.deadline = self._loop.time() + self._limits.stall_s
+        return True
+
     def lost(self, why: str, *, bad: bool) -> None:
         """See `upstream.Exchange`."""
         self._upstream = None

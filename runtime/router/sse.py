@@ -38,6 +38,19 @@ class EventStream:
             self._last = self._last[-_TAIL:] + data
         return data
 
+    def passes(self, chunk: bytes) -> bool:
+        """Whether a whole chunk, framing included, can be passed on untouched; if so, it was."""
+        if (
+            self._held
+            or chunk[-3:] != b"\n\r\n"
+            or b"\xe2\x80" in chunk
+            or b"\n:" in chunk  # also right behind the size's line
+            or b"\xc2\x85" in chunk
+        ):
+            return False
+        self._last = chunk[:-2]
+        return True
+
     def finish(self) -> bytes:
         """What was held back when the upstream ended its stream properly."""
         data, self._held = self._held, b""

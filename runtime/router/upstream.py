@@ -33,6 +33,9 @@ class Exchange(Protocol):
         """`payload` is the next piece of a body of `length` bytes (None: delimited otherwise). If
         `complete`, it is the last one and the connection has already been given back."""
 
+    def relayed(self, chunk: bytes) -> bool:
+        """Offered one whole chunk as it came, in the middle of an answer. False: not taken, to be read."""
+
     def lost(self, why: str, *, bad: bool) -> None:
         """The connection ended before the answer did; `bad`: the upstream broke the protocol."""
 
@@ -176,6 +179,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
             return
         reader = self._reader
+        decoder = reader.decoder
+        if decoder is not None and decoder.is_whole_chunk(data) and exchange.relayed(data):
+            return
         try:
             payload = reader.receive(data)
         except BadAnswer as error:
