@@ -136,9 +136,7 @@ def start_router(stack: ExitStack, folder: Path, ports: list[int]) -> Target:
         encode(RoutingTable(1, "bench", (EndpointRoutes("multi-model", 1, entities),)))
     )
     port = free_port()
-    process = stack.enter_context(
-        started(TARGET_CORE, sys.executable, "-c", ROUTER, str(folder), str(port))
-    )
+    process = stack.enter_context(started(TARGET_CORE, sys.executable, "-c", ROUTER, str(folder), str(port)))
     wait_for(port)
     return Target("router", port, process.pid)
 
@@ -194,7 +192,8 @@ def measure_streams(target: Target, folder: Path, seconds: float) -> None:
 def first_token_us(port: int, times: int) -> float:
     """Median time to the first content of a stream, a new connection each, request sent once connected."""
     body = body_of(1024, stream=True).encode()
-    head = f"POST {TARGET} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {TARGET} HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     taken = []
     for _ in range(times):
         with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -266,10 +265,11 @@ def report_of(
     lines = [
         "# Router benchmark",
         "",
-        f"Medians of {chosen.rounds} interleaved rounds of {chosen.seconds:g} s. Target alone on core 0 with one",
-        "worker, upstream (C) and client (wrk) on core 1, all on loopback. Two backends at 90/10,",
-        f"{CONNECTIONS} connections; streams: {STREAMS} at {CHUNKS_PER_S} chunks/s, phases spread over 20 ms. The router",
-        "rewrites `model`, checks the JSON and mints headers; nginx relays. Only ratios carry over.",
+        f"Medians of {chosen.rounds} interleaved rounds of {chosen.seconds:g} s; 1-minute load at the end",
+        f"{os.getloadavg()[0]:.1f}. Target alone on core 0 with one worker, upstream (C) and client (wrk) on core",
+        f"1, all on loopback. Two backends at 90/10, {CONNECTIONS} connections; {STREAMS} streams at {CHUNKS_PER_S}",
+        "chunks/s, phases spread over 20 ms. The router rewrites `model`, checks the JSON and mints headers;",
+        "nginx relays. Only ratios carry over.",
         "",
         "| figure | nginx | router | ratio | bar |",
         "| --- | --- | --- | --- | --- |",
