@@ -25,6 +25,18 @@ _SITE: Block = {
 _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=8)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever holds a digit: PyYAML writes 0E0 bare, which YAML 1.2 takes for a number."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(character.isdigit() for character in text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 @st.composite
 def bundles(draw: st.DrawFn) -> Block:
     """A bundle as plain values."""
@@ -107,15 +119,16 @@ _EXTERNALS = st.fixed_dictionaries(
 
 def text_of(bundle: Block) -> str:
     """The bundle as YAML."""
-    return yaml.safe_dump(bundle, sort_keys=False, allow_unicode=True)
+    return yaml.dump(bundle, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def other_spelling(bundle: Block, rng: random.Random) -> str:
     """The same bundle, written by somebody else: keys, tags, routes and entities in another order, numbers as
     text, other layout, comments."""
     shuffled = _shuffled(bundle, rng)
-    text = yaml.safe_dump(
-        shuffled, sort_keys=False, allow_unicode=True, default_flow_style=rng.choice([None, False]), width=60
+    layout = rng.choice([None, False])
+    text = yaml.dump(
+        shuffled, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=layout, width=60
     )
     lines = [f"# {rng.random()}", ""]
     for line in text.splitlines():

@@ -49,7 +49,7 @@ def test_the_second_apply_does_nothing_however_it_is_spelled(block: Block, rng: 
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, suppress_health_check=SLOW)
+@settings(max_examples=1000, suppress_health_check=SLOW)
 @given(bundles(), st.randoms(use_true_random=False))
 def test_the_second_apply_does_nothing_at_length(block: Block, rng: random.Random) -> None:
     idempotence(block, rng)
@@ -80,7 +80,7 @@ def test_the_way_does_not_matter(one: Block, two: Block, three: Block) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=600, suppress_health_check=SLOW)
+@settings(max_examples=300, suppress_health_check=SLOW)
 @given(bundles(), bundles(), bundles())
 def test_the_way_does_not_matter_at_length(one: Block, two: Block, three: Block) -> None:
     paths(one, two, three)

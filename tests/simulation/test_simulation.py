@@ -77,5 +77,5 @@ def test_histories_on_the_real_store(first: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_more_histories_on_the_real_store(first: int, tmp_path: Path) -> None:
-    for seed in range(first + 4, first + 50):
+    for seed in range(first + 4, first + 30):
         on_disk(tmp_path, seed)
