@@ -41,8 +41,11 @@ def load_configuration(options: Options) -> Desired:
 
 
 def has_configuration(path: Path) -> bool:
-    """Whether there is any file to load."""
-    return path.is_file() or (path.is_dir() and any(_yaml_files(path)))
+    """Whether there is any file to load. Raises InvalidInput where `path` itself is missing: the workspace of
+    the folder above is not the one that was asked for."""
+    if not path.exists():
+        raise InvalidInput([_missing(path)])
+    return not path.is_dir() or any(_yaml_files(path))
 
 
 def _documents(path: Path) -> Iterator[Document]:
@@ -73,11 +76,15 @@ def _read(file: Path, root: Path) -> Document:
         name = str(file.relative_to(root))
         return Document(name, file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "name an existing file or folder with -f"
-        raise InvalidInput([Diagnostic("SS100", f"no such file or folder: {file}", fix)]) from None
+        raise InvalidInput([_missing(file)]) from None
     except (OSError, UnicodeDecodeError) as error:
         fix = "make it readable UTF-8 text"
         raise InvalidInput([Diagnostic("SS100", f"cannot read {file}: {error}", fix)]) from error
+
+
+def _missing(path: Path) -> Diagnostic:
+    fix = "name an existing file or folder with -f"
+    return Diagnostic("SS100", f"no such file or folder: {path}", fix)
 
 
 def _included(document: Document, root: Path) -> Iterator[Path]:
