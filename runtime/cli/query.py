@@ -90,25 +90,41 @@ def _print_answer(answer: httpx.Response) -> int:
         say("")
     else:
         answer.read()
-        say(_text_of(json.loads(answer.text)))
+        say(_text_of(answer.text))
     return exit_codes.OK
 
 
 def _streamed(lines: Iterator[str]) -> Iterator[str]:
     for line in lines:
-        data = line.removeprefix("data: ")
-        if data is line or data == "[DONE]":
-            continue
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise SystemExit(f"SS608 the answer broke off: {chunk['error'].get('message')}")
-        for choice in chunk.get("choices", []):
-            yield choice.get("delta", {}).get("content") or choice.get("text") or ""
+        chunk = _loads(line.removeprefix("data:")) if line.startswith("data:") else None
+        if isinstance(chunk, dict) and "error" in chunk:
+            raise SystemExit(f"SS608 the answer broke off: {_member(chunk['error'], 'message')}")
+        choice = _first_choice(chunk)
+        yield str(_member(_member(choice, "delta"), "content") or _member(choice, "text") or "")
 
 
-def _text_of(answer: Any) -> str:
-    """The words of an OpenAI-shaped answer; anything else as indented JSON."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if choices:
-        return str(choices[0].get("message", {}).get("content") or choices[0].get("text") or "")
-    return json.dumps(answer, indent=2, ensure_ascii=False)
+def _text_of(answer: str) -> str:
+    """The words of an OpenAI-shaped answer; any other JSON indented, anything else as it is."""
+    found = _loads(answer)
+    choice = _first_choice(found)
+    for text in (_member(_member(choice, "message"), "content"), _member(choice, "text")):
+        if isinstance(text, str):
+            return text
+    return answer if found is None else json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _loads(text: str) -> Any:
+    """The JSON value in `text`, None where there is none: models answer whatever they please."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _first_choice(answer: Any) -> Any:
+    choices = _member(answer, "choices")
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def _member(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
