@@ -34,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _save(plan: Plan, path: Path) -> None:
     try:
-        write_durably(path, encode_plan(plan))
+        # The file is put in its place by rename: that would do away with a device such as /dev/null.
+        if path.exists() and not path.is_file():
+            raise OSError("it is there already and no plain file")
+        write_durably(path.resolve() if path.is_symlink() else path, encode_plan(plan))
     except OSError as error:
         what = f"cannot save the plan to {path}: {error}"
         raise InvalidInput(
