@@ -76,7 +76,15 @@ def open_workspace(root: Path, site: Site) -> Workspace:
 def owner_of_this_process(verb: str) -> Owner:
     """Who we are, for the lock and the journal."""
     me = identity.identify(os.getpid())
-    return Owner(verb, getpass.getuser(), socket.gethostname(), str(me), ci_url(os.environ))
+    return Owner(verb, _person(), socket.gethostname(), str(me), ci_url(os.environ))
+
+
+def _person() -> str:
+    """The user's name; its number where it has none, as in containers that run under any user id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def is_gone(owner: Owner) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from servestate.planner.version import VERSION
 from servestate.runtime import exit_codes
+from servestate.runtime.cli.streams import open_streams
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,6 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code (see `exit_codes`)."""
+    open_streams()
     arguments = parser().parse_args(argv)
     verb = import_module(f"servestate.runtime.cli.{arguments.module}")
     from servestate.runtime.cli.output import guarded

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
     plan = read_plan(arguments.plan)
     if arguments.json:
-        sys.stdout.write(arguments.plan.read_text())
+        sys.stdout.write(arguments.plan.read_text(encoding="utf-8"))
     else:
         sys.stdout.write(render_plan(plan, palette(arguments, sys.stdout)))
     return exit_codes.OK
