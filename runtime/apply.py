@@ -127,7 +127,9 @@ async def _look(
     workspace: Workspace, plan: Plan, desired_digest: str | None, state: State
 ) -> tuple[Live, Stale | None]:
     """What is live now, and why the plan may not be applied to it, if it may not."""
-    live = await refresh(workspace.providers(), state.lineage, state, read_version(workspace.table_path))
+    live = await refresh(
+        workspace.providers(), state.lineage, state, read_version(workspace.table_path, state.lineage)
+    )
     reasons = moved(plan, state, live, desired_digest)
     if not reasons:
         return live, None

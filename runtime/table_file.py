@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from servestate.planner.table import RoutingTable
-from servestate.planner.table_file import encode, version_of
+from servestate.planner.table_file import encode, identity_of
 
 
 def write_table(path: Path, table: RoutingTable) -> None:
@@ -14,12 +14,14 @@ def write_table(path: Path, table: RoutingTable) -> None:
     write_durably(path, encode(table))
 
 
-def read_version(path: Path) -> int | None:
-    """The version of the table in the file; None when it is missing, changed by others or unreadable."""
+def read_version(path: Path, lineage: str) -> int | None:
+    """The version of the table in the file; None when it is missing, changed by others, unreadable, or of
+    another lineage, whose versions mean nothing here."""
     try:
-        return version_of(path.read_text(encoding="utf-8"))
+        found, version = identity_of(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return version if found == lineage else None
 
 
 def write_durably(path: Path, text: str) -> None:

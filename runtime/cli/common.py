@@ -65,7 +65,8 @@ def look(workspace: Workspace, lineage: str | None = None) -> tuple[State, Live]
 
 async def see(workspace: Workspace, providers: Mapping[str, Provider], state: State) -> Live:
     """Live, of these providers."""
-    return await refresh(providers, state.lineage, state, read_version(workspace.table_path))
+    table_version = read_version(workspace.table_path, state.lineage)
+    return await refresh(providers, state.lineage, state, table_version)
 
 
 def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:

@@ -31,7 +31,7 @@ class Disk:
 
     def check(self) -> None:
         """The file says what the site's double of it says."""
-        assert read_version(self.folder / "table.json") == self.site.table.version
+        assert read_version(self.folder / "table.json", self.site.state.lineage) == self.site.table.version
 
     def close(self) -> None:
         self.site.store.close()
