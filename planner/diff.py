@@ -92,6 +92,8 @@ def _entity_change(
     address = EntityAddress(endpoint, match.entity.name)
     after = _entity_attributes(after_block, match.entity.spec)
     previous = _previous(match, record)
+    if match.need is Need.NOTHING and before_block is None:  # it got ready and was never published
+        return _resumed(address, Category.ROUTE_ONLY, after)
     if match.need is Need.NOTHING:
         before = _entity_attributes(before_block or {}, match.entity.spec)
         fields = field_diffs(before, after)
@@ -107,12 +109,18 @@ def _entity_change(
             fields,
             "nothing restarts",
         )
+    if previous is None and match.need is Need.AWAIT:
+        return _resumed(address, _category(match), after)
     if previous is None:
-        reason = Reason.NONE if match.need is not Need.AWAIT else Reason.RESUMED
-        note = "continues an interrupted apply" if reason else _adoption(match, live)
-        return Change(address, Action.CREATE, reason, _category(match), None, after, note=note)
+        note = _adoption(match, live)
+        return Change(address, Action.CREATE, Reason.NONE, _category(match), None, after, note=note)
     before = _entity_attributes(before_block or {}, previous.spec)
     return _replacement(address, match, previous, before, after, live)
+
+
+def _resumed(address: EntityAddress, category: Category, after: dict[str, Any]) -> Change:
+    note = "continues an interrupted apply"
+    return Change(address, Action.CREATE, Reason.RESUMED, category, None, after, note=note)
 
 
 def _adoption(match: Match, live: Live) -> str:
