@@ -11,7 +11,6 @@ import fcntl
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ def registry_dir() -> Path:
     runtime = Path(f"/run/user/{os.getuid()}")
     if runtime.is_dir() and os.access(runtime, os.W_OK):
         return runtime / "servestate" / "ports"
-    return Path(tempfile.gettempdir()) / f"servestate-{os.getuid()}" / "ports"
+    # Not tempfile's choice, which writes a file to find out: even a plan would.
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"servestate-{os.getuid()}" / "ports"  # noqa: S108
 
 
 def bindable(port: int) -> bool:

@@ -133,7 +133,9 @@ async def _look(
     reasons = moved(plan, state, live, desired_digest)
     if not reasons:
         return live, None
-    return live, Stale(tuple(reasons), tuple(workspace.store.journal(plan.serial)))
+    # Serials of another lineage count other writes.
+    journal = workspace.store.journal(plan.serial) if plan.lineage == state.lineage else []
+    return live, Stale(tuple(reasons), tuple(journal))
 
 
 async def _run_until_signal(executor: Executor, plan: Plan, live: Live, reporter: Reporter) -> Finished:

@@ -36,9 +36,11 @@ class ControlSocket:
                     except TransientError as error:
                         reason = str(error)
                     else:
-                        if status is None or status["table_version"] >= table_version:
+                        reason = (status or {}).get("table_error") or ""
+                        # A table that it refuses counts as not adopted even where the version it routes by is
+                        # higher: so it is after an older state was restored.
+                        if status is None or (status["table_version"] >= table_version and not reason):
                             return
-                        reason = status["table_error"] or ""
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise _not_adopted(reason) from None

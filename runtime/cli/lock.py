@@ -19,6 +19,8 @@ def run(arguments: argparse.Namespace) -> int:
     held = store.held()
     if arguments.what == "list":
         say(describe_lock(LockHeld(held)) if held else "no lock is held")
+        if held is not None and is_gone(held.owner):
+            say("  its process has ended: the next apply breaks it by itself")
         return exit_codes.OK
     if held is None:
         complain("SS408 no lock is held")

@@ -42,7 +42,7 @@ def _described(state: State, live: Live, control_path: Path) -> dict[str, Any]:
 def describe(state: State, live: Live, router: dict[str, Any] | None) -> dict[str, Any]:
     """Everything, as JSON values."""
     return {
-        "lineage": state.lineage,
+        "lineage": state.lineage if state.serial else None,
         "serial": state.serial,
         "router": _router(router),
         "endpoints": [_endpoint(r, state, live, router) for _, r in sorted(state.endpoints.items())],
@@ -94,7 +94,9 @@ def _instance(address: InstanceAddress, state: State, live: Live) -> dict[str, s
 
 def _lines(found: dict[str, Any]) -> list[str]:
     router = found["router"]
-    lines = [f"state: serial {found['serial']}, lineage {found['lineage']}"]
+    lines = ["state: none yet"]
+    if found["serial"]:
+        lines = [f"state: serial {found['serial']}, lineage {found['lineage']}"]
     if "router_error" in found:
         lines.append(f"router: {found['router_error']}")
     elif router is None:
