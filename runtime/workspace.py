@@ -6,7 +6,6 @@ import getpass
 import hashlib
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +39,14 @@ class Workspace:
 
     @property
     def control_path(self) -> Path:
-        """The router's control socket. A path too long for a socket is replaced by a short one."""
-        path = self.folder / "router.sock"
-        if len(os.fsencode(path.absolute())) <= _LONGEST_SOCKET_PATH:
+        """The router's control socket. A path too long for a socket is replaced by a short one, the same
+        by whichever link, with whatever TMPDIR and by whom the folder is reached: an apply that looks
+        elsewhere than the router would take it for not running, and stop what it still routes to."""
+        path = (self.folder / "router.sock").resolve()
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
             return path
-        name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"servestate-{os.getuid()}-{name}.sock"
+        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return Path("/tmp") / f"servestate-{name}.sock"  # noqa: S108  # not TMPDIR, see above
 
     @property
     def secrets(self) -> Secrets:
