@@ -18,6 +18,8 @@ from servestate.runtime.router.routing import LiveTable
 Admit = Callable[[RoutingTable], LiveTable]
 _Stamp = tuple[int, int, int]
 _ABSENT: _Stamp = (0, 0, 0)
+_UNREAD: _Stamp = (-1, -1, -1)
+"""Equal to no file's stamp."""
 
 
 class TableWatch:
@@ -42,7 +44,13 @@ class TableWatch:
             table = decode(text)
             self._check_order(table)
             self.table = self._admit(table)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            # Not the table's fault (no descriptors left, a mode that is wrong for a moment), and gone without
+            # the file changing again: look once more next time. A file that is missing has to come back.
+            self._seen = stamp if isinstance(error, FileNotFoundError) else _UNREAD
+            self.error = _reason(self._path, error)
+            return False
+        except ValueError as error:
             self.error = _reason(self._path, error)
             return False
         self.error = None
