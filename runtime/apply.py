@@ -184,14 +184,16 @@ async def _heartbeat(store: StateStore, lock: Lock, executor: Executor) -> Async
     async def beat() -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            if not store.renew(lock, time.time()):
-                executor.stop()
-                return
+            # A busy or failing disk costs this beat; six in a row make the lock expire.
+            with contextlib.suppress(StoreError):
+                if not store.renew(lock, time.time()):
+                    executor.stop()
+                    return
 
     task = asyncio.create_task(beat())
     try:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StoreError):
+        with contextlib.suppress(asyncio.CancelledError):
             await task
