@@ -139,6 +139,7 @@ class Router:
             "listen": self.url,
             "table_version": self.table.source.version,
             "table_error": self._watch.error,
+            "table_copy_error": self._watch.copy_error,
             "connections": len(self.clients),
             "endpoints": endpoints_report(self.table),
             "replicas": replicas_report(self._registry.gauges),

@@ -23,7 +23,8 @@ _UNREAD: _Stamp = (-1, -1, -1)
 
 
 class TableWatch:
-    """The table in use, and why the newest one is not. Owned by the loop; `poll` is called by its sweep."""
+    """The table in use, why the newest one is not, and why no copy was kept. Owned by the loop; `poll`
+    is called by its sweep."""
 
     def __init__(self, path: Path, admit: Admit) -> None:
         self._path = path
@@ -31,6 +32,7 @@ class TableWatch:
         self._admit = admit
         self._seen = _stamp(path)
         self.error: str | None = None
+        self.copy_error: str | None = None
         self.table = self._first()
 
     def poll(self) -> bool:
@@ -89,13 +91,15 @@ class TableWatch:
         )
 
     def _keep_copy(self, text: str) -> None:
-        """Best effort: a full disk must not stop a table that is good. The checksum tells a torn copy."""
+        """Best effort: a full disk must not stop a table that is good, nor make it count as refused. The
+        checksum tells a torn copy."""
+        self.copy_error = None
         part = self._copy.with_name(self._copy.name + ".part")
         try:
             part.write_text(text, "utf-8")
             part.replace(self._copy)
         except OSError as error:
-            self.error = f"the copy {self._copy} could not be written: {error}"
+            self.copy_error = f"the copy {self._copy} could not be written: {error}"
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -1,4 +1,4 @@
-"""A table that could not be read for a moment is not a table that was refused."""
+"""A table that could not be read for a moment, or not be copied, is not a table that was refused."""
 
 from __future__ import annotations
 
@@ -34,3 +34,16 @@ def test_a_moment_without_descriptors_is_gone_without_a_new_table(
     assert watch.error is not None
     assert watch.poll()
     assert (watch.table.source.version, watch.error) == (2, None)
+
+
+def test_a_copy_that_cannot_be_kept_is_no_refusal(tmp_path: Path) -> None:
+    """An apply waits until a table is in use that is not refused."""
+    path = tmp_path / "table.json"
+    write_table(path, RoutingTable(1, "lineage"))
+    watch = TableWatch(path, admit)
+    (tmp_path / "table.json.last-good.part").mkdir()
+    write_table(path, RoutingTable(2, "lineage"))
+    assert watch.poll()
+    assert watch.error is None
+    assert watch.copy_error is not None
+    assert "could not be written" in watch.copy_error
