@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from servestate.planner.diagnostics import Diagnostic
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan
 from servestate.planner.stale import moved
 from servestate.planner.state import State
+from servestate.providers.protocol import PermanentError
 from servestate.runtime.executor import Executor, Outcome, World
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
@@ -120,7 +122,19 @@ async def _apply(
     )
     executor = Executor(world, state, lock, reporter)
     async with _heartbeat(workspace.store, lock, executor):
-        return await _run_until_signal(executor, plan, live, reporter)
+        finished = await _run_until_signal(executor, plan, live, reporter)
+        if finished.outcome.complete:
+            try:
+                await routed(workspace, executor.state)
+            except PermanentError as error:
+                finished.outcome.failed["routing table"] = str(Diagnostic(error.code, error.what, error.fix))
+        return finished
+
+
+async def routed(workspace: Workspace, state: State) -> None:
+    """Return once a running router routes as `state` has it. Raises PermanentError when it does not: an
+    earlier apply published what the router refuses, and no step of this one has met it again."""
+    await ControlSocket(workspace.control_path).adopted(state.table_serial)
 
 
 async def _look(

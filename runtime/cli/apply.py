@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 
 from servestate.planner.diagnostics import Diagnostic
@@ -10,7 +11,7 @@ from servestate.planner.match import settle
 from servestate.planner.plan import Plan
 from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
-from servestate.runtime.apply import Finished, Stale, carry_out
+from servestate.runtime.apply import Finished, Stale, carry_out, routed
 from servestate.runtime.cli.common import Situation, desired_of, resolve_desired, situation, workspace_of
 from servestate.runtime.cli.output import Exit, complain, palette, say, say_json_diagnostics
 from servestate.runtime.cli.reporters import reporter_for
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         workspace, plan, digest = found.workspace, found.plan, None
         # An empty plan may still rest on what a crash left unrecorded: carrying it out records that.
         if plan.is_empty and not any(settle(found.state, found.live)):
+            asyncio.run(routed(workspace, found.state))
             _say_complete(plan, arguments)
             return exit_codes.OK
     if plan.blocked:
