@@ -88,6 +88,17 @@ def _verb(verbs: _Verbs[_Parser], name: str, module: str, help: str) -> _Parser:
     return found
 
 
+def _seconds(text: str) -> float:
+    """A wait that ends: not `nan`, which no clock ever reaches. Raises ValueError."""
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "seconds"  # argparse says: invalid seconds value: 'nan'
+
+
 def _colour(verb: _Parser) -> None:
     verb.add_argument("--no-color", action="store_true", help="never colour the output")
     verb.add_argument("--color", choices=("auto", "always", "never"), default="auto")
@@ -123,7 +134,7 @@ def _add_applying(verbs: _Verbs[_Parser]) -> None:
         _colour(verb)
         verb.add_argument("--auto-approve", action="store_true", help="do not ask")
         verb.add_argument(
-            "--lock-timeout", type=float, default=0.0, metavar="SECONDS", help="wait so long for the lock"
+            "--lock-timeout", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for the lock"
         )
         if verb is not up:
             verb.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
