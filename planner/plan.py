@@ -15,6 +15,7 @@ from servestate.planner.match import Match, by_entity, match, settle, strays
 from servestate.planner.resolve import Resolved, ResolvedEndpoint
 from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, State, apply_event
 from servestate.planner.steps import Drain, Launch, Node, RewriteTable, Stop
+from servestate.planner.unconfigured import with_recorded_config
 from servestate.planner.version import VERSION
 
 Facts = tuple[tuple[str, str], ...]
@@ -68,7 +69,8 @@ class _Drafts:
 def make_plan(desired: Resolved, state: State, live: Live, *, destroy: bool = False) -> Plan:
     """The plan that takes the world from `live` to `desired`. Same arguments, same bytes.
 
-    Raises InvalidInput when another owner's endpoint is in the way.
+    Raises InvalidInput when another owner's endpoint is in the way, or when an endpoint without config has
+    nothing to take it from.
     """
     _check_owners(desired, state)
     settled = settled_state(state, live)
@@ -124,6 +126,7 @@ def _plan_endpoint(
     live: Live,
     drafts: _Drafts,
 ) -> None:
+    desired = with_recorded_config(desired, record, groups)
     matches = _matches(desired, groups, unknown, live)
     wanted = {EntityAddress(desired.name, entity.name) for entity in desired.entities}
     removed = [instances for entity, instances in sorted(groups.items()) if entity not in wanted]

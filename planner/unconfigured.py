@@ -1,0 +1,45 @@
+"""An endpoint whose block has no `config` keeps the models that it has (N12), read off its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from servestate.planner.address import EntityAddress
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.resolve import ResolvedEndpoint, ResolvedEntity
+from servestate.planner.revision import canonical_json
+from servestate.planner.state import EndpointRecord, Instance, Target
+from servestate.planner.timings import Timings
+
+
+def with_recorded_config(
+    desired: ResolvedEndpoint,
+    record: EndpointRecord | None,
+    groups: Mapping[EntityAddress, list[Instance]],
+) -> ResolvedEndpoint:
+    """`desired`, with the config and the entities of `record` where it has no config of its own.
+
+    The entities are complete, so that one that died is repaired as any other. Raises InvalidInput where an
+    entity has no instance left that tells what it runs.
+    """
+    if desired.entities or record is None or not record.targets:
+        return desired
+    block = json.loads(desired.block)
+    if "config" in block:
+        return desired
+    block["config"] = json.loads(record.block)["config"]
+    entities = tuple(_entity(desired.name, target, groups) for target in record.targets)
+    return replace(desired, block=canonical_json(block), entities=entities)
+
+
+def _entity(endpoint: str, target: Target, groups: Mapping[EntityAddress, list[Instance]]) -> ResolvedEntity:
+    address = EntityAddress(endpoint, target.entity)
+    recorded = groups.get(address, [])
+    # None is routed to where a replacement that stops the old one first was interrupted.
+    instance = next((i for i in recorded if i.address in target.instances), next(iter(recorded), None))
+    if instance is None:
+        what = f'"{address}" has neither a config nor an instance to take it from: an apply was interrupted'
+        raise InvalidInput([Diagnostic("SS305", what, f'add the config of "{endpoint}" again, then apply')])
+    return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, Timings())
