@@ -133,8 +133,8 @@ def _record_from(value: Json) -> EndpointRecord:
 
 
 def instance_to_json(instance: Instance) -> Json:
-    """An instance as JSON values; fields that are empty are left out."""
-    facts = {
+    """An instance as JSON values; fields that are empty, or that mean nothing for its kind, are left out."""
+    facts: Json = {
         "address": str(instance.address),
         "spec": spec_to_json(instance.spec),
         "phase": str(instance.phase),
@@ -143,6 +143,8 @@ def instance_to_json(instance: Instance) -> Json:
         "why": instance.why,
         "op": instance.op,
     }
+    if isinstance(instance.spec, LaunchSpec):
+        facts |= {"drain_timeout_s": instance.drain_timeout_s, "stop_grace_s": instance.stop_grace_s}
     return {k: v for k, v in facts.items() if v != ""}
 
 
@@ -227,8 +229,9 @@ def _node_to_json(node: Node) -> Json:
 def step_to_json(step: Step) -> Json:
     """A step as JSON values, its kind in `kind`."""
     match step:
-        case Launch(address, launch_spec):
-            return {"kind": "launch", "address": str(address), "spec": spec_to_json(launch_spec)}
+        case Launch(address, launch_spec, drain_timeout_s, stop_grace_s):
+            recorded = {"drain_timeout_s": drain_timeout_s, "stop_grace_s": stop_grace_s}
+            return {"kind": "launch", "address": str(address), "spec": spec_to_json(launch_spec), **recorded}
         case Register(address, external):
             return {"kind": "register", "address": str(address), "spec": spec_to_json(external)}
         case AwaitReady(address, timeout_s):
@@ -255,11 +258,11 @@ def _node_from(value: Json) -> Node:
     return Node(value["id"], _STEP_READERS[value["kind"]](**fields), tuple(value["needs"]))
 
 
-def _launch_from(address: str, spec: Json) -> Step:
+def _launch_from(address: str, spec: Json, drain_timeout_s: float, stop_grace_s: float) -> Step:
     found = _spec_from(spec)
     if not isinstance(found, LaunchSpec):
         raise ValueError(f"{address} cannot be launched: it is external")
-    return Launch(parse_instance(address), found)
+    return Launch(parse_instance(address), found, drain_timeout_s, stop_grace_s)
 
 
 def _register_from(address: str, spec: Json) -> Step:

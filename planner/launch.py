@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DRAIN_TIMEOUT_S = 30.0
+"""How long requests in flight on an instance may take to end, where nothing else is configured."""
+
+STOP_GRACE_S = 10.0
+"""How long an instance may take to end by itself once it was asked to, where nothing else is configured."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:

@@ -66,7 +66,7 @@ def change_endpoint(
                 needs = () if old.phase is Phase.FAILED else after
                 yield from _retire(old, needs, match.entity.timings)
     for instance in removed:
-        yield from _retire(instance, after, Timings())
+        yield from _retire(instance, after, timings_at_launch(instance))
 
 
 def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> Iterator[Node]:
@@ -78,7 +78,7 @@ def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> It
         needs = (withdraw,)
     last: list[str] = list(needs)
     for instance in instances:
-        nodes = list(_retire(instance, needs, Timings()))
+        nodes = list(_retire(instance, needs, timings_at_launch(instance)))
         yield from nodes
         last.append(nodes[-1].id)
     yield Node(f"forget:{record.name}", Forget(EndpointAddress(record.name)), tuple(last))
@@ -87,7 +87,12 @@ def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> It
 def remove_orphans(instances: Sequence[Instance]) -> Iterator[Node]:
     """The steps that end instances whose endpoint was never published."""
     for instance in instances:
-        yield from _retire(instance, (), Timings())
+        yield from _retire(instance, (), timings_at_launch(instance))
+
+
+def timings_at_launch(instance: Instance) -> Timings:
+    """The timings of an instance that the configuration does not know any more."""
+    return Timings(drain_timeout_s=instance.drain_timeout_s, stop_grace_s=instance.stop_grace_s)
 
 
 def remove_stray(stray: Observation) -> Node:
@@ -148,17 +153,18 @@ def _vacate(
 
 def _start(match: Match, after: Sequence[str]) -> Iterator[Node]:
     """The steps that make the chosen instance ready."""
-    address, spec = match.use, match.entity.spec
+    address, spec, timings = match.use, match.entity.spec, match.entity.timings
     launch = f"launch:{address}"
     if match.need is Need.REGISTER:
         assert isinstance(spec, ExternalSpec)
         yield Node(f"register:{address}", Register(address, spec))
     if match.need is Need.LAUNCH:
         assert isinstance(spec, LaunchSpec)
-        yield Node(launch, Launch(address, spec), tuple(after))
+        step = Launch(address, spec, timings.drain_timeout_s, timings.stop_grace_s)
+        yield Node(launch, step, tuple(after))
     if match.need in (Need.LAUNCH, Need.AWAIT):
         needs = (launch,) if match.need is Need.LAUNCH else ()
-        yield Node(f"ready:{address}", AwaitReady(address, match.entity.timings.ready_timeout_s), needs)
+        yield Node(f"ready:{address}", AwaitReady(address, timings.ready_timeout_s), needs)
 
 
 def _retire(instance: Instance, needs: tuple[str, ...], timings: Timings) -> Iterator[Node]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from servestate.planner.address import EndpointAddress, InstanceAddress
-from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
+from servestate.planner.launch import DRAIN_TIMEOUT_S, STOP_GRACE_S, ExternalSpec, LaunchSpec, Spec
 
 FORMAT_VERSION = 1
 """Of the state, the plan file and the store; a reader refuses a higher one."""
@@ -32,7 +32,8 @@ class Phase(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One running revision of an entity. `handle` and `url` are empty until the provider gave them;
-    `why` says what failed; `op` is the id of the last intent."""
+    `why` says what failed; `op` is the id of the last intent. `drain_timeout_s` and `stop_grace_s` are what
+    was configured at launch: how it is ended once the configuration no longer knows it."""
 
     address: InstanceAddress
     spec: Spec
@@ -41,6 +42,8 @@ class Instance:
     url: str = ""
     why: str = ""
     op: str = ""
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    stop_grace_s: float = STOP_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class LaunchIntended:
     address: InstanceAddress
     spec: LaunchSpec
     op: str
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    stop_grace_s: float = STOP_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +282,10 @@ def _with_instance(
 
 def _after(before: Instance | None, event: InstanceEvent, phase: Phase) -> Instance:
     match event:
-        case LaunchIntended(address, spec, op):
-            return Instance(address, spec, phase, op=op)
+        case LaunchIntended(address, spec, op, drain_timeout_s, stop_grace_s):
+            return Instance(
+                address, spec, phase, op=op, drain_timeout_s=drain_timeout_s, stop_grace_s=stop_grace_s
+            )
         case Registered(address, external, handle, url):
             return Instance(address, external, phase, handle, url)
         case _:

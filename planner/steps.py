@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from servestate.planner.address import EndpointAddress, InstanceAddress
-from servestate.planner.launch import ExternalSpec, LaunchSpec
+from servestate.planner.launch import DRAIN_TIMEOUT_S, STOP_GRACE_S, ExternalSpec, LaunchSpec
 from servestate.planner.state import EndpointRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start an instance. Its address holds the revision, so a retry finds what the first try started."""
+    """Start an instance. Its address holds the revision, so a retry finds what the first try started. The
+    timings are recorded with it, see `Instance`."""
 
     address: InstanceAddress
     spec: LaunchSpec
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    stop_grace_s: float = STOP_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)

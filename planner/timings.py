@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from servestate.planner.launch import DRAIN_TIMEOUT_S, STOP_GRACE_S
 from servestate.planner.spec.site import ModelVersion, Site
 
 
@@ -13,8 +14,8 @@ class Timings:
     """Settled timings of one entity, in seconds; `recreate` stops the old instance before the new starts."""
 
     ready_timeout_s: float = 300.0
-    drain_timeout_s: float = 30.0
-    stop_grace_s: float = 10.0
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    stop_grace_s: float = STOP_GRACE_S
     recreate: bool = False
 
 

@@ -10,8 +10,8 @@ from servestate.planner.address import EntityAddress
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.resolve import ResolvedEndpoint, ResolvedEntity
 from servestate.planner.revision import canonical_json
+from servestate.planner.rollout import timings_at_launch
 from servestate.planner.state import EndpointRecord, Instance, Target
-from servestate.planner.timings import Timings
 
 
 def with_recorded_config(
@@ -42,4 +42,5 @@ def _entity(endpoint: str, target: Target, groups: Mapping[EntityAddress, list[I
     if instance is None:
         what = f'"{address}" has neither a config nor an instance to take it from: an apply was interrupted'
         raise InvalidInput([Diagnostic("SS305", what, f'add the config of "{endpoint}" again, then apply')])
-    return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, Timings())
+    timings = timings_at_launch(instance)
+    return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, timings)

@@ -262,7 +262,9 @@ class Executor:
         async def launch() -> Launched:
             # The intent again before every try: who has lost the lock since the last one must stop here.
             reach("launch.before_intent")
-            await self._record(LaunchIntended(step.address, step.spec, op))
+            await self._record(
+                LaunchIntended(step.address, step.spec, op, step.drain_timeout_s, step.stop_grace_s)
+            )
             reach("launch.after_intent")
             marks = Marks(self.state.lineage, step.address, self.state.serial, op)
             return await provider.launch(step.spec, marks)

@@ -48,7 +48,7 @@ RECORDS = st.builds(
 )
 
 STEPS = st.one_of(
-    st.builds(Launch, INSTANCES, LAUNCHES),
+    st.builds(Launch, INSTANCES, LAUNCHES, SECONDS, SECONDS),
     st.builds(Register, INSTANCES, EXTERNALS),
     st.builds(AwaitReady, INSTANCES, SECONDS),
     st.builds(PublishTable, RECORDS),
@@ -82,8 +82,9 @@ def records() -> st.SearchStrategy[EndpointRecord]:
 
 def instances() -> st.SearchStrategy[Instance]:
     """Instances of state."""
-    specs = LAUNCHES | EXTERNALS
-    return st.builds(Instance, INSTANCES, specs, st.sampled_from(Phase), TEXT, TEXT, TEXT, TEXT)
+    told = (st.sampled_from(Phase), TEXT, TEXT, TEXT, TEXT)
+    launched = st.builds(Instance, INSTANCES, LAUNCHES, *told, SECONDS, SECONDS)
+    return launched | st.builds(Instance, INSTANCES, EXTERNALS, *told)
 
 
 @st.composite
