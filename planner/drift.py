@@ -21,12 +21,13 @@ class DriftKind(StrEnum):
     REPLACED = "replaced"
     UNKNOWN = "unknown"
     TABLE = "table"
+    ROUTER = "router"
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One difference. `address` is an instance's, or "routing table"; `recorded` and `live` say what state
-    has and what the world has, for people."""
+    """One difference. `address` is an instance's, or "routing table" or "router"; `recorded` and `live` say
+    what state has and what the world has, for people."""
 
     address: str
     kind: DriftKind
@@ -73,3 +74,6 @@ def _of_table(state: State, live: Live) -> Iterator[Drift]:
     if state.table_serial and live.table_version != state.table_serial:
         found = "missing or unreadable" if live.table_version is None else f"version {live.table_version}"
         yield Drift("routing table", DriftKind.TABLE, f"version {state.table_serial}", found)
+    if live.router_trouble:
+        recorded = f"routing by version {state.table_serial}"
+        yield Drift("router", DriftKind.ROUTER, recorded, live.router_trouble)

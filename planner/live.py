@@ -44,8 +44,10 @@ class Observation:
 class Live:
     """Everything observed in one refresh, by address. `duplicates` are further things wearing the marks of
     an address that is already taken; there should be none, and apply removes them. `table_version` is that of
-    the routing table file, None where the file is missing or unreadable."""
+    the routing table file, None where the file is missing or unreadable; `router_trouble` says why a running
+    router does not route by it, "" where it does and where none runs."""
 
     instances: Mapping[InstanceAddress, Observation] = field(default_factory=dict)
     duplicates: tuple[Observation, ...] = ()
     table_version: int | None = None
+    router_trouble: str = ""

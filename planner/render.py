@@ -57,7 +57,12 @@ def render_plan(plan: Plan, palette: Palette = PLAIN) -> str:
     if plan.is_empty:
         lines += [f"{palette.bold}{NO_CHANGES}{palette.end}", ""]
         lines += ["servestate has compared the configuration, the state and what is running now, and found"]
-        lines += ["no differences, so nothing needs to be done."]
+        # What no apply can repair, such as a router that refuses its table, leaves a plan empty.
+        lines += [
+            "nothing that it could do about the differences above."
+            if plan.drift
+            else "no differences, so nothing needs to be done."
+        ]
         return "\n".join(lines) + "\n"
     lines += _legend(plan, palette)
     lines += ["servestate will perform the following actions:", ""]

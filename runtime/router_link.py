@@ -67,6 +67,23 @@ class ControlSocket:
         return f"{count} requests in flight" if count else ""
 
 
+async def router_trouble(control_path: Path, table_path: Path, table_version: int) -> str:
+    """Why a running router does not route by that version of the table; "" when it does, and where none runs.
+    For plans, which hold no path of the machine."""
+    if not table_version:
+        return ""
+    try:
+        status = await router_status(control_path)
+    except TransientError:
+        return "does not answer"
+    if status is None:
+        return ""
+    if error := status["table_error"]:
+        return f"refuses the routing table: {error.partition(f'{table_path.name}: ')[2] or error}"
+    adopted = status["table_version"]
+    return f"routing by version {adopted}" if adopted < table_version else ""
+
+
 def _not_adopted(reason: str) -> PermanentError:
     reason = reason or f"it did not do so within {ADOPTION_S:g} s"
     fix = "mend that and apply again; until then it routes as before, and nothing that it needs was stopped"

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan, make_plan
@@ -19,6 +19,7 @@ from servestate.providers.protocol import Provider
 from servestate.runtime.cli.output import Usage, show_diagnostics
 from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
 from servestate.runtime.refresh import refresh
+from servestate.runtime.router_link import router_trouble
 from servestate.runtime.table_file import read_version
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS, Workspace, open_workspace
 
@@ -64,9 +65,13 @@ def look(workspace: Workspace, lineage: str | None = None) -> tuple[State, Live]
 
 
 async def see(workspace: Workspace, providers: Mapping[str, Provider], state: State) -> Live:
-    """Live, of these providers."""
+    """Live, of these providers, and whether a running router routes as it should."""
     table_version = read_version(workspace.table_path, state.lineage)
-    return await refresh(providers, state.lineage, state, table_version)
+    live, trouble = await asyncio.gather(
+        refresh(providers, state.lineage, state, table_version),
+        router_trouble(workspace.control_path, workspace.table_path, state.table_serial),
+    )
+    return replace(live, router_trouble=trouble)
 
 
 def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:

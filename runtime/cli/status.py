@@ -9,34 +9,44 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.address import InstanceAddress
-from servestate.planner.drift import find_drift
+from servestate.planner.drift import DriftKind, find_drift
 from servestate.planner.launch import ExternalSpec
 from servestate.planner.live import Live
-from servestate.planner.match import settle
-from servestate.planner.state import EndpointRecord, State, apply_event
+from servestate.planner.plan import settled_state
+from servestate.planner.state import EndpointRecord, State
 from servestate.providers.protocol import TransientError
 from servestate.runtime import exit_codes
-from servestate.runtime.cli.common import look, workspace_of
+from servestate.runtime.cli.common import see, workspace_of
 from servestate.runtime.cli.output import say
 from servestate.runtime.router_link import router_status
+from servestate.runtime.workspace import Workspace
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
     workspace = workspace_of(arguments)
-    state, live = look(workspace)
-    for event in list(settle(state, live)):
-        state = apply_event(state, event)
-    found = _described(state, live, workspace.control_path)
+    found = asyncio.run(_found(workspace))
     say(json.dumps(found, indent=2) if arguments.json else "\n".join(_lines(found)))
     return exit_codes.OK
 
 
-def _described(state: State, live: Live, control_path: Path) -> dict[str, Any]:
+async def _found(workspace: Workspace) -> dict[str, Any]:
+    state = workspace.store.read() or State("")
+    # Both wait for a router that does not answer: together, or it would take twice as long.
+    live, router = await asyncio.gather(
+        see(workspace, workspace.providers(), state), _asked(workspace.control_path)
+    )
+    state = settled_state(state, live)
+    if isinstance(router, TransientError):
+        return {**describe(state, live, None), "router_error": str(router)}
+    return describe(state, live, router)
+
+
+async def _asked(control_path: Path) -> dict[str, Any] | TransientError | None:
     try:
-        return describe(state, live, asyncio.run(router_status(control_path)))
+        return await router_status(control_path)
     except TransientError as error:
-        return {**describe(state, live, None), "router_error": str(error)}
+        return error
 
 
 def describe(state: State, live: Live, router: dict[str, Any] | None) -> dict[str, Any]:
@@ -111,9 +121,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
             lines += _entity_lines(entity)
     if not found["endpoints"]:
         lines += ["", "no endpoints are applied here"]
-    if found["drift"]:
+    # The first lines tell of the router already, and apply cannot repair it.
+    drift = [d for d in found["drift"] if d["kind"] != DriftKind.ROUTER]
+    if drift:
         lines += ["", "drift (servestate apply repairs it):"]
-        lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in found["drift"]]
+        lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in drift]
     return lines
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ def live_of(case: Path, state: State) -> Live:
         Observation(**{**t, "address": parse_instance(t["address"]), "status": LiveStatus(t["status"])})
         for t in value["things"]
     ]
-    return sort_out(things, state, value["table_version"])
+    live = sort_out(things, state, value["table_version"])
+    return replace(live, router_trouble=value.get("router_trouble", ""))
 
 
 def plan_of(case: Path) -> Plan:
