@@ -1,8 +1,8 @@
 """Diagnostics: what is wrong, where, and how to fix it. Every user-facing error is one of these.
 
-Code ranges: SS1xx YAML, schema and rules of the endpoint block · SS2xx resolving models, engines and
-providers · SS3xx planning, saved plans · SS4xx state, lock, journal · SS5xx launching and readiness ·
-SS6xx routing table and router.
+Code ranges: SS0xx the command line · SS1xx YAML, schema and rules of the endpoint block · SS2xx resolving
+models, engines and providers · SS3xx planning, saved plans · SS4xx state, lock, journal · SS5xx launching and
+readiness · SS6xx routing table and router.
 """
 
 from __future__ import annotations

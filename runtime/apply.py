@@ -192,8 +192,8 @@ def _signals(handler: Callable[[int], None]) -> Iterator[None]:
 
 @asynccontextmanager
 async def _heartbeat(store: StateStore, lock: Lock, executor: Executor) -> AsyncIterator[None]:
-    """Renew the lock while the body runs. A lock that is lost stops the executor: its next write would be
-    refused anyway, this only keeps it from starting further effects."""
+    """Renew the lock while the body runs. Where it is lost, the executor's next write would be refused
+    anyway; this only keeps it from starting further effects."""
 
     async def beat() -> None:
         while True:
@@ -201,7 +201,7 @@ async def _heartbeat(store: StateStore, lock: Lock, executor: Executor) -> Async
             # A busy or failing disk costs this beat; six in a row make the lock expire.
             with contextlib.suppress(StoreError):
                 if not store.renew(lock, time.time()):
-                    executor.stop()
+                    executor.lose()
                     return
 
     task = asyncio.create_task(beat())

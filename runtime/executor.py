@@ -146,6 +146,14 @@ class Executor:
         """Start no further step and cut short what only waits; what is in flight finishes."""
         self._stopping = True
         self.outcome.interrupted = True
+        self._cut_waits()
+
+    def lose(self) -> None:
+        """As `stop`, because the lock is lost: the next write would be refused."""
+        self.outcome.lost = self.outcome.lost or LostLock()
+        self._cut_waits()
+
+    def _cut_waits(self) -> None:
         for task in self._waits:
             task.cancel()
 
@@ -220,7 +228,7 @@ class Executor:
 
     def _skip_rest(self, graph: Graph) -> None:
         accounted = {*self.outcome.done, *self.outcome.failed, *self.outcome.skipped}
-        because = "interrupted" if self._stopping else "the state could not be written"
+        because = "the state could not be written" if self.outcome.lost else "interrupted"
         for id, node in graph.nodes.items():
             if id not in accounted:
                 self.outcome.skipped[id] = because

@@ -12,6 +12,7 @@ from servestate.planner.diagnostics import Diagnostic, Severity
 from servestate.planner.plan import Plan
 from servestate.planner.render import NO_CHANGES, counts, summary
 from servestate.planner.version import VERSION
+from servestate.runtime.store.protocol import Lock
 
 UI_VERSION = "1.2"
 """A higher minor only adds; a reader rejects another major."""
@@ -54,6 +55,15 @@ def diagnostic_line(found: Diagnostic) -> str:
         body["range"] = {"filename": found.where.file, "start": start}
     level = "warn" if found.severity is Severity.WARNING else "error"
     return line("diagnostic", f"{found.code} {found.what}", level=level, diagnostic=body)
+
+
+def lock_line(held: Lock, message: str) -> str:
+    """Who holds the lock that was not to be had; `created` is in seconds since the epoch."""
+    owner = held.owner
+    pid = int(owner.process.partition(".")[0])
+    holder = {"verb": owner.verb, "person": owner.person, "host": owner.host, "pid": pid}
+    facts = {"id": held.id, "created": held.created, "ci_url": owner.ci_url, **holder}
+    return line("lock", message, level="error", lock=facts)
 
 
 def _change(change: Change) -> dict[str, Any]:

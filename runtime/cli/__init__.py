@@ -17,6 +17,14 @@ from servestate.runtime import exit_codes
 from servestate.runtime.cli.streams import open_streams
 
 
+class _Mistake(SystemExit):
+    """The end of a command line that makes no sense; everything has been said to people."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(exit_codes.USAGE)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but a usage error exits with 64: its own 2 means "there are changes" to a pipeline.
     Nor does it guess what an abbreviated flag means: `--auto` must not approve."""
@@ -26,18 +34,30 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(exit_codes.USAGE, f"{self.prog}: error: {message}\n")
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        raise _Mistake(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code (see `exit_codes`)."""
     open_streams()
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
     verb = import_module(f"servestate.runtime.cli.{arguments.module}")
     from servestate.runtime.cli.output import guarded
 
     lines = arguments.verb in _JSON_LINES and arguments.json
     return guarded(lambda: int(verb.run(arguments)), as_json_lines=lines)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    try:
+        return parser().parse_args(argv)
+    except _Mistake as mistake:
+        if "--json" in argv and _JSON_LINES.intersection(argv[:1]):
+            from servestate.runtime.cli.output import say_json_diagnostics, usage_diagnostic
+
+            say_json_diagnostics([usage_diagnostic(mistake.message)])
+        raise
 
 
 _JSON_LINES = frozenset({"plan", "apply", "destroy"})

@@ -13,7 +13,17 @@ from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
 from servestate.runtime.apply import Finished, Stale, carry_out, routed
 from servestate.runtime.cli.common import Situation, desired_of, resolve_desired, situation, workspace_of
-from servestate.runtime.cli.output import Exit, complain, palette, say, say_json_diagnostics
+from servestate.runtime.cli.output import (
+    LOST_LOCK,
+    Exit,
+    Usage,
+    complain,
+    diagnostics_of,
+    palette,
+    say,
+    say_json_diagnostics,
+    show_diagnostics,
+)
 from servestate.runtime.cli.reporters import reporter_for
 from servestate.runtime.cli.show import read_plan
 from servestate.runtime.configuration import has_configuration
@@ -35,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             _say_complete(plan, arguments)
             return exit_codes.OK
     if plan.blocked:
-        return _refuse_blocked(plan)
+        return _refuse_blocked(plan, arguments)
     if not (arguments.auto_approve or arguments.plan is not None or plan.is_empty):
         _ask(plan)
     reporter = reporter_for(arguments)
@@ -55,8 +65,7 @@ def _check_approvable(arguments: argparse.Namespace) -> None:
     if arguments.auto_approve or arguments.plan is not None:
         return
     if arguments.json or not sys.stdin.isatty():
-        complain("servestate: error: nobody is here to approve: pass --auto-approve, or a plan file")
-        raise Exit(exit_codes.USAGE)
+        raise Usage("nobody is here to approve: pass --auto-approve, or a plan file")
 
 
 def _planned(arguments: argparse.Namespace) -> Situation:
@@ -99,11 +108,14 @@ def _ask(plan: Plan) -> None:
         raise Exit(exit_codes.REFUSED)
 
 
-def _refuse_blocked(plan: Plan) -> int:
-    complain("SS304 the plan holds steps that are blocked; nothing was changed")
-    for change in plan.blocked:
-        complain(f"    {change.address}: {change.action} is blocked by {change.blocked}")
-    complain("  fix: remove lifecycle.prevent_destroy, apply that, then try again")
+def _refuse_blocked(plan: Plan, arguments: argparse.Namespace) -> int:
+    blocked = [f"{c.address}: {c.action} is blocked by {c.blocked}" for c in plan.blocked]
+    what = "the plan holds steps that are blocked; nothing was changed"
+    fix = "remove lifecycle.prevent_destroy, apply that, then try again"
+    found = Diagnostic("SS304", what, fix, detail="\n".join(blocked))
+    show_diagnostics([found])
+    if arguments.json:
+        say_json_diagnostics([found])
     return exit_codes.REFUSED
 
 
@@ -133,9 +145,10 @@ def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> in
         complain(f"\nError: {id}\n")
         complain("\n".join(f"  {line}" for line in why.splitlines()))
     if outcome.lost is not None:
-        complain(f"\nError: {str(outcome.lost) or 'lost lock: somebody else writes this state now'}")
+        complain(f"\nError: {str(outcome.lost) or LOST_LOCK}")
     if arguments.json:
-        say_json_diagnostics(Diagnostic("SS411", id, detail=why) for id, why in outcome.failed.items())
+        say_json_diagnostics(Diagnostic("SS412", id, detail=why) for id, why in outcome.failed.items())
+        say_json_diagnostics(diagnostics_of(outcome.lost) if outcome.lost is not None else ())
     total = len(plan.nodes)
     complain(f"\n{_ending(result)} {len(outcome.done)} of {total} steps done, the state holds what was done.")
     complain(f"To go on, run again: servestate {arguments.verb}")

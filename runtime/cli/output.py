@@ -12,7 +12,7 @@ from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
 from servestate.planner.render import COLOURS, PLAIN, Palette
 from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime import exit_codes
-from servestate.runtime.store.protocol import LockHeld, StoreError
+from servestate.runtime.store.protocol import LockHeld, LostLock, StoreError
 
 
 class Usage(Exception):
@@ -76,9 +76,13 @@ def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
         return end.code
     except Usage as error:
         complain(f"servestate: error: {error}")
+        if as_json_lines:
+            say_json_diagnostics([usage_diagnostic(str(error))])
         return exit_codes.USAGE
     except LockHeld as error:
         complain(describe_lock(error))
+        if as_json_lines:
+            _say_json_lock(error)
         return exit_codes.LOCKED
     except KeyboardInterrupt:
         complain("interrupted")
@@ -101,8 +105,24 @@ def diagnostics_of(error: Exception) -> tuple[Diagnostic, ...]:
             return (error.diagnostic,)
         case PermanentError():
             return (Diagnostic(error.code, error.what, error.fix),)
+        case LostLock():
+            return (Diagnostic("SS409", LOST_LOCK, "see who has it: servestate lock list"),)
         case _:
             return (Diagnostic("SS500", str(error), "try again"),)
+
+
+LOST_LOCK = "lost lock: somebody else writes this state now"
+
+
+def usage_diagnostic(what: str) -> Diagnostic:
+    """The finding of a command line that makes no sense."""
+    return Diagnostic("SS001", what, "see --help")
+
+
+def _say_json_lock(error: LockHeld) -> None:
+    from servestate.runtime.json_lines import lock_line
+
+    say(lock_line(error.lock, describe_lock(error).splitlines()[0]))
 
 
 def say_json_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:

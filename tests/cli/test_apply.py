@@ -139,7 +139,10 @@ def test_nobody_to_approve(site: Site, verb: tuple[str, ...]) -> None:
     # Not even the configuration is read: it is broken.
     site.write("resources: [")
     result = site.run(*verb)
-    assert (result.code, result.out) == (64, "")
+    assert result.code == 64
+    assert [json.loads(line)["type"] for line in result.out.splitlines()] == ["diagnostic"] * (
+        "--json" in verb
+    )
     assert result.err == "servestate: error: nobody is here to approve: pass --auto-approve, or a plan file\n"
     assert not (site.folder / ".servestate").exists()
 
