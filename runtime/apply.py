@@ -23,7 +23,7 @@ from servestate.runtime.reporter import Reporter
 from servestate.runtime.router_link import ControlSocket
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, Owner, StateStore, StoreError
 from servestate.runtime.table_file import read_version
-from servestate.runtime.workspace import Workspace
+from servestate.runtime.workspace import Workspace, is_gone
 
 HEARTBEAT_S = 10.0
 """How often a held lock is renewed; it expires after six missed beats."""
@@ -72,6 +72,17 @@ def carry_out(
         state = store.read()
         assert state is not None, "create() has made one"
         return asyncio.run(_apply(workspace, plan, desired_digest, state, lock, reporter))
+
+
+def wait_for_lock(store: StateStore, timeout_s: float) -> None:
+    """Return once nobody holds the lock, or it may be broken, or `timeout_s` is over. What is planned after
+    that is planned against what the holder left."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        held = store.held()
+        if held is None or held.expires <= time.time() or is_gone(held.owner):
+            return
+        time.sleep(_LOCK_POLL_S)
 
 
 @contextmanager

@@ -25,24 +25,26 @@ _LONGEST_SOCKET_PATH = 100
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Paths and parts of one site. `root` is the bundle's folder, `folder` holds all that is written."""
+    """Paths and parts of one site. `root` is the bundle's folder, `folder` holds all that is written;
+    `prefix` sets apart what belongs to a state file of another name than `state.db` in the same folder."""
 
     root: Path
     folder: Path
     site: Site
     store: StateStore
+    prefix: str = ""
 
     @property
     def table_path(self) -> Path:
         """The routing table file, all that the router reads."""
-        return self.folder / "table.json"
+        return self.folder / f"{self.prefix}table.json"
 
     @property
     def control_path(self) -> Path:
         """The router's control socket. A path too long for a socket is replaced by a short one, the same
         by whichever link, with whatever TMPDIR and by whom the folder is reached: an apply that looks
         elsewhere than the router would take it for not running, and stop what it still routes to."""
-        path = (self.folder / "router.sock").resolve()
+        path = (self.folder / f"{self.prefix}router.sock").resolve()
         if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
             return path
         name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
@@ -71,7 +73,8 @@ def open_workspace(root: Path, site: Site) -> Workspace:
         what = f'servestate.state is "{site.state}", which is not supported yet'
         raise InvalidInput([Diagnostic("SS405", what, "write sqlite:///PATH")])
     path = root / site.state.removeprefix(_SQLITE)
-    return Workspace(root, path.parent, site, SqliteStore(path, is_gone))
+    prefix = "" if path.stem == "state" else f"{path.stem}."
+    return Workspace(root, path.parent, site, SqliteStore(path, is_gone), prefix)
 
 
 def owner_of_this_process(verb: str) -> Owner:

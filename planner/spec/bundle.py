@@ -38,7 +38,8 @@ class DesiredEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything a bundle asks for. `bundle` owns the endpoints, which are sorted by name."""
+    """Everything a bundle asks for. `bundle` (`NAME`, or `NAME@TARGET`) owns the endpoints, which are sorted
+    by name."""
 
     bundle: str
     site: Site
@@ -107,7 +108,9 @@ def _load(source: Source, findings: Findings) -> Desired:
     site = _site(tree.site, endpoints, findings)
     findings.check()
     endpoints.sort(key=_name)
-    return Desired(tree.bundle, site, tuple(endpoints), findings.warnings(), Places(source))
+    # Targets of one bundle share its YAML, not its endpoints: applying one must not delete those of another.
+    owner = f"{tree.bundle}@{tree.target}" if tree.target else tree.bundle
+    return Desired(owner, site, tuple(endpoints), findings.warnings(), Places(source))
 
 
 def _name(endpoint: DesiredEndpoint) -> str:

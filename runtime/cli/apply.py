@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
+from pathlib import Path
 
 from servestate.planner.diagnostics import Diagnostic
 from servestate.planner.match import settle
 from servestate.planner.plan import Plan
+from servestate.planner.plural import counted
 from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
-from servestate.runtime.apply import Finished, Stale, carry_out, routed
+from servestate.runtime.apply import Finished, Stale, carry_out, routed, wait_for_lock
 from servestate.runtime.cli.common import Situation, desired_of, resolve_desired, situation, workspace_of
 from servestate.runtime.cli.output import (
     LOST_LOCK,
@@ -69,6 +72,8 @@ def _check_approvable(arguments: argparse.Namespace) -> None:
 
 
 def _planned(arguments: argparse.Namespace) -> Situation:
+    if arguments.lock_timeout > 0:
+        wait_for_lock(workspace_of(arguments).store, arguments.lock_timeout)
     found = situation(arguments, destroy=arguments.verb == "destroy")
     if arguments.json:
         for text in plan_lines(found.plan):
@@ -128,7 +133,7 @@ def _refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
         complain(f"  {reason}")
     for entry in stale.journal:
         complain(f"  {entry.serial}  {entry.address}  {entry.event}  by {entry.by}")
-    again = "servestate plan --out=FILE" if saved else f"servestate {arguments.verb}"
+    again = "servestate plan --out=FILE" if saved else _again(arguments)
     complain(f"\nNothing was changed. Plan anew with: {again}")
     if arguments.json:
         writes = [{"serial": e.serial, "address": e.address, "by": e.by} for e in stale.journal]
@@ -149,16 +154,26 @@ def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> in
     if arguments.json:
         say_json_diagnostics(Diagnostic("SS412", id, detail=why) for id, why in outcome.failed.items())
         say_json_diagnostics(diagnostics_of(outcome.lost) if outcome.lost is not None else ())
-    total = len(plan.nodes)
-    complain(f"\n{_ending(result)} {len(outcome.done)} of {total} steps done, the state holds what was done.")
-    complain(f"To go on, run again: servestate {arguments.verb}")
+    total = counted(len(plan.nodes), "step")
+    complain(f"\n{_ending(result)} {len(outcome.done)} of {total} done, the state holds what was done.")
+    complain(f"To go on, run again: {_again(arguments)}")
     return 128 + result.signal if result.signal else exit_codes.PARTIAL
 
 
 def _ending(result: Finished) -> str:
     if result.signal:
         return "Interrupted:"
-    return f"Not complete: {len(result.outcome.failed)} steps failed, {len(result.outcome.skipped)} skipped,"
+    failed = counted(len(result.outcome.failed), "step")
+    return f"Not complete: {failed} failed, {len(result.outcome.skipped)} skipped,"
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    """The verb with the configuration that was named, to paste."""
+    words = ["servestate", arguments.verb]
+    words += ["-f", str(arguments.file)] if arguments.file != Path(".") else []
+    words += ["--env", arguments.env] if arguments.env else []
+    words += [word for pair in arguments.var for word in ("--var", pair)]
+    return shlex.join(words)
 
 
 def _say_complete(plan: Plan, arguments: argparse.Namespace) -> None:

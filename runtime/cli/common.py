@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.resolve import Resolved, resolve
@@ -79,13 +80,28 @@ def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
     # What is made here lives until the verb ends and has no cycles; collecting it over and over costs a
     # fifth of the time of a large plan.
     gc.disable()
-    desired = desired_of(arguments)
-    workspace = open_workspace(root_of(arguments.file), desired.site)
-    resolved = resolve_desired(desired, destroy=destroy)
+    if destroy and not has_configuration(arguments.file):
+        workspace = open_workspace(root_of(arguments.file), Site())
+        resolved = Resolved(_only_owner(workspace), (), "destroy")
+    else:
+        desired = desired_of(arguments)
+        workspace = open_workspace(root_of(arguments.file), desired.site)
+        resolved = resolve_desired(desired, destroy=destroy)
     state, live = look(workspace)
     plan = make_plan(resolved, state, live, destroy=destroy)
     gc.enable()
     return Situation(workspace, resolved, state, live, plan)
+
+
+def _only_owner(workspace: Workspace) -> str:
+    """Whose endpoints to destroy where the configuration is gone: the one owner in the state. Raises
+    InvalidInput when there are several."""
+    state = workspace.store.read()
+    owners = sorted({record.owner for record in state.endpoints.values()}) if state else []
+    if len(owners) > 1:
+        what = f"there is no configuration here, and the state has endpoints of {', '.join(owners)}"
+        raise InvalidInput([Diagnostic("SS305", what, "write `bundle: {name: …}` of the one to destroy")])
+    return owners[0] if owners else ""
 
 
 def resolve_desired(desired: Desired, *, destroy: bool) -> Resolved:
