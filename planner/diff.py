@@ -14,6 +14,7 @@ from servestate.planner.live import Live
 from servestate.planner.match import Match, Need, is_alive
 from servestate.planner.resolve import ResolvedEndpoint
 from servestate.planner.revision import spec_to_json
+from servestate.planner.rollout import recreates
 from servestate.planner.state import EndpointRecord, Instance, Phase
 
 _PROTECTED = "lifecycle.prevent_destroy"
@@ -157,9 +158,9 @@ def _replacement(
         reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
     else:
         reason, note = Reason.CANNOT_UPDATE, _last_failure(match)
-    recreate = match.entity.timings.recreate
-    action = Action.DELETE_THEN_CREATE if recreate else Action.CREATE_THEN_DELETE
-    return Change(address, action, reason, _category(match), before, after, fields, note)
+    category = _category(match)
+    action = Action.DELETE_THEN_CREATE if category is Category.RECREATE else Action.CREATE_THEN_DELETE
+    return Change(address, action, reason, category, before, after, fields, note)
 
 
 def _with_note(change: Change, note: str) -> Change:
@@ -178,8 +179,7 @@ def _with_note(change: Change, note: str) -> Change:
 def _category(match: Match) -> Category:
     if match.need is Need.REGISTER:
         return Category.ROUTE_ONLY
-    recreates = match.entity.timings.recreate and match.old
-    return Category.RECREATE if recreates else Category.ROLLING
+    return Category.RECREATE if recreates(match) else Category.ROLLING
 
 
 def _previous(match: Match, record: EndpointRecord | None) -> Instance | None:

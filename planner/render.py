@@ -13,6 +13,7 @@ from typing import Any
 from servestate.planner.address import EndpointAddress, EntityAddress, InstanceAddress
 from servestate.planner.change import Action, Category, Change, Reason
 from servestate.planner.plan import Plan
+from servestate.planner.plural import counted
 from servestate.planner.revision import canonical_json
 from servestate.planner.rollout import is_of_stray
 from servestate.planner.steps import Forget, Node, PublishTable, RewriteTable, Stop
@@ -111,23 +112,26 @@ def _drift(plan: Plan, palette: Palette) -> list[str]:
 
 def _housekeeping(plan: Plan) -> list[str]:
     """What is done beside the changes, step by step: nothing is stopped unseen."""
-    told = {change.address for change in plan.changes}
-    chores = [line for node in plan.nodes if (line := _chore(node, told))]
+    changed = {change.address.endpoint for change in plan.changes}
+    # An update keeps what runs; what stops beside it was left by an apply that was interrupted.
+    ended = {change.address for change in plan.changes if change.action is not Action.UPDATE}
+    chores = [line for node in plan.nodes if (line := _chore(node, changed, ended))]
     if not chores:
         return []
     return ["  # housekeeping, no change of the configuration:", *(f"      {line}" for line in chores), ""]
 
 
-def _chore(node: Node, told: set[EndpointAddress | EntityAddress]) -> str:
-    """The line of a step that no change accounts for, "" for any other."""
+def _chore(node: Node, changed: set[str], ended: set[EndpointAddress | EntityAddress]) -> str:
+    """The line of a step that no change accounts for, "" for any other: `changed` endpoints tell that they
+    are published, the changes of `ended` that something stops."""
     match node.step:
         case RewriteTable():
             return "the routing table is written again"
-        case PublishTable(record) if not any(address.endpoint == record.name for address in told):
+        case PublishTable(record) if record.name not in changed:
             return f"the routes of {record.name} are published again"
-        case Stop(address, _, handle) if address.of not in told or is_of_stray(node):
+        case Stop(address, _, handle) if address.of not in ended or is_of_stray(node):
             return f"{address} is stopped ({handle})" if handle else f"{address} is forgotten"
-        case Forget(InstanceAddress() as address) if address.of not in told:
+        case Forget(InstanceAddress() as address) if address.of not in ended:
             return f"{address} is forgotten"
         case _:
             return ""
@@ -214,8 +218,7 @@ def _body(
         path = f"{prefix}{key}"
         yield from _attribute(key, was, now, indent, width, palette, forced, path)
     if hidden:
-        noun = "attribute" if len(hidden) == 1 else "attributes"
-        yield f"{' ' * (indent + 2)}# ({len(hidden)} unchanged {noun} hidden)"
+        yield f"{' ' * (indent + 2)}# ({counted(len(hidden), 'unchanged attribute')} hidden)"
 
 
 def _telling(attributes: dict[str, Any] | None) -> dict[str, Any] | None:

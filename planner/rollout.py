@@ -45,7 +45,7 @@ def change_endpoint(
 ) -> Iterator[Node]:
     """The steps that bring one endpoint to what is desired; none if it already is."""
     wanted = _record(desired, owner, record, matches)
-    emptied = [m for m in matches if _recreates(m)]
+    emptied = [m for m in matches if recreates(m)]
     first = list(_vacate(wanted, record, emptied))
     yield from first
     after_stop = {m.entity.name: _stop_ids(m.old) for m in emptied}
@@ -126,7 +126,8 @@ def _mean_the_same(one: EndpointRecord, other: EndpointRecord) -> bool:
     return alike == one and set(one.targets) == set(other.targets)
 
 
-def _recreates(match: Match) -> bool:
+def recreates(match: Match) -> bool:
+    """Whether old instances stop before the new one starts. An external entity starts nothing."""
     return match.need is Need.LAUNCH and match.entity.timings.recreate and bool(match.old)
 
 

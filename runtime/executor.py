@@ -22,6 +22,7 @@ from servestate.planner.launch import Spec
 from servestate.planner.live import Live
 from servestate.planner.match import settle
 from servestate.planner.plan import Plan
+from servestate.planner.plural import counted
 from servestate.planner.state import (
     BecameReady,
     DrainBegan,
@@ -135,7 +136,7 @@ class Executor:
         try:
             recovered = list(settle(self.state, live))
             if recovered:
-                self._reporter.notice(f"recorded {len(recovered)} results of an interrupted apply")
+                self._reporter.notice(f"recorded {counted(len(recovered), 'result')} of an interrupted apply")
                 self._commit(recovered)
             await self._walk(build(plan.nodes))
         except (LostLock, StoreError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.address import InstanceAddress
+from servestate.planner.plural import counted
 from servestate.providers.protocol import PermanentError, TransientError
 
 _POLL_S = 0.05
@@ -64,7 +65,7 @@ class ControlSocket:
         except TransientError as error:
             return str(error)
         count: int = (status or {}).get("replicas", {}).get(str(address), {}).get("inflight", 0)
-        return f"{count} requests in flight" if count else ""
+        return f"{counted(count, 'request')} in flight" if count else ""
 
 
 async def router_trouble(control_path: Path, table_path: Path, table_version: int) -> str:

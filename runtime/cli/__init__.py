@@ -116,6 +116,15 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _positive(text: str) -> int:
+    """A count of something that is wanted. Raises ValueError."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"
 _seconds.__name__ = "seconds"  # argparse says: invalid seconds value: 'nan'
 
 
@@ -167,7 +176,7 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
     status.add_argument("--json", action="store_true", help="as one JSON document")
     logs = _verb(verbs, "logs", "logs", "the last lines that an instance wrote")
     logs.add_argument("address", metavar="ADDRESS", help="ENDPOINT/ENTITY, or an instance as status shows it")
-    logs.add_argument("--tail", type=int, default=50, metavar="N", help="how many lines (default: 50)")
+    logs.add_argument("--tail", type=_positive, default=50, metavar="N", help="how many lines (default: 50)")
     query = _verb(verbs, "query", "query", "ask an endpoint, through the running router")
     query.add_argument("endpoint", metavar="ENDPOINT", help="an endpoint, or ENDPOINT/ENTITY past the split")
     query.add_argument("text", metavar="TEXT", help="the user's message, the prompt or the input")
