@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
-from servestate.planner.spec.site import Site
 from servestate.planner.state import State
 from servestate.runtime import exit_codes
 from servestate.runtime.cli.common import workspace_of
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and "input" not in body:
         body["stream"] = True
     path = f"/serving-endpoints/{endpoint}" + (f"/served-models/{entity}" if entity else "") + "/invocations"
-    return _ask(workspace.site, path, body)
+    return _ask(router_url(workspace), path, body)
 
 
 def body_for(task: str, text: str, max_tokens: int) -> dict[str, Any]:
@@ -60,17 +59,17 @@ def _task(state: State, endpoint: str, entity: str) -> str:
     return next((state.instances[a].spec.task for t in targets for a in t.instances), "")
 
 
-def _ask(site: Site, path: str, body: dict[str, Any]) -> int:
+def _ask(url: str, path: str, body: dict[str, Any]) -> int:
     import httpx
 
     try:
         with (
             httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client,
-            client.stream("POST", router_url(site) + path, json=body) as answer,
+            client.stream("POST", url + path, json=body) as answer,
         ):
             return _print_answer(answer)
     except httpx.ConnectError:
-        what = f"no router answers at {router_url(site)}"
+        what = f"no router answers at {url}"
         raise InvalidInput([Diagnostic("SS607", what, "start it: servestate serve")]) from None
     except httpx.HTTPError as error:
         complain(f"SS608 the answer broke off: {error}")

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+from collections.abc import Callable
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
-from servestate.planner.spec.site import Site
+from servestate.providers.protocol import TransientError
 from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import complain
+from servestate.runtime.router_link import router_status
 from servestate.runtime.workspace import Workspace
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    return serve(workspace_of(arguments))
+    return serve(workspace_of(arguments), announce)
 
 
-def serve(workspace: Workspace) -> int:
-    """Route requests by the applied table. Raises InvalidInput when the router cannot start."""
+def announce(url: str) -> None:
+    """Say where the router is."""
+    complain(f"servestate: routing on {url}")
+
+
+def serve(workspace: Workspace, on_ready: Callable[[str], None]) -> int:
+    """Route requests by the applied table; `on_ready` is called with the URL. Raises InvalidInput when the
+    router cannot start."""
     if not workspace.table_path.exists():
         what = "there is no routing table yet: nothing has been applied here"
         raise InvalidInput(
@@ -33,9 +42,13 @@ def serve(workspace: Workspace) -> int:
         port=workspace.site.router.port,
         secrets=workspace.secrets,
     )
-    return run_router(config, lambda url: complain(f"servestate: routing on {url}"))
+    return run_router(config, on_ready)
 
 
-def router_url(site: Site) -> str:
-    """Where the router of this site answers."""
-    return f"http://{site.router.listen}"
+def router_url(workspace: Workspace) -> str:
+    """Where the running router says that it answers, else where it is configured to: port 0 is any port."""
+    try:
+        status = asyncio.run(router_status(workspace.control_path)) or {}
+    except TransientError:
+        status = {}
+    return status.get("listen") or f"http://{workspace.site.router.listen}"

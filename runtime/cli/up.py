@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from servestate.planner.state import State
 from servestate.runtime import exit_codes
@@ -11,8 +12,7 @@ from servestate.runtime.cli import apply
 from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.query import body_for
-from servestate.runtime.cli.serve import router_url, serve
-from servestate.runtime.workspace import Workspace
+from servestate.runtime.cli.serve import announce, serve
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,16 +21,20 @@ def run(arguments: argparse.Namespace) -> int:
     if code != exit_codes.OK:
         return code
     workspace = workspace_of(arguments)
-    say(summary(workspace))
-    code = serve(workspace)
+    state = workspace.store.read() or State("")
+
+    def on_ready(url: str) -> None:
+        say(summary(state, url))
+        sys.stdout.flush()
+        announce(url)
+
+    code = serve(workspace, on_ready)
     complain("servestate: the router has stopped; model servers keep running (servestate destroy stops them)")
     return code
 
 
-def summary(workspace: Workspace) -> str:
-    """The URLs, and a curl line to paste."""
-    url = router_url(workspace.site)
-    state = workspace.store.read() or State("")
+def summary(state: State, url: str) -> str:
+    """The URLs of a router at `url`, and a curl line to paste."""
     lines = ["", f"OpenAI clients:  base_url={url}/v1, model=ENDPOINT (or ENDPOINT/ENTITY past the split)"]
     for name, record in state.endpoints.items():
         split = ", ".join(f"{target.entity} {target.weight} %" for target in record.targets)
