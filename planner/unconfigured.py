@@ -41,6 +41,6 @@ def _entity(endpoint: str, target: Target, groups: Mapping[EntityAddress, list[I
     instance = next((i for i in recorded if i.address in target.instances), next(iter(recorded), None))
     if instance is None:
         what = f'"{address}" has neither a config nor an instance to take it from: an apply was interrupted'
-        raise InvalidInput([Diagnostic("SS305", what, f'add the config of "{endpoint}" again, then apply')])
+        raise InvalidInput([Diagnostic("SS306", what, f'add the config of "{endpoint}" again, then apply')])
     timings = timings_at_launch(instance)
     return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, timings)
