@@ -75,11 +75,6 @@ def _plan_as_written(body: Json, text: str) -> Plan:
     return plan
 
 
-def plan_digest(plan: Plan) -> str:
-    """SHA-256 of the plan's canonical body."""
-    return digest(_plan_body(plan))
-
-
 def encode_record(record: EndpointRecord) -> str:
     """An endpoint record as canonical JSON."""
     return canonical_json(record_to_json(record))

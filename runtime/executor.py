@@ -41,6 +41,7 @@ from servestate.planner.state import (
     StrayStopIntended,
     TableRewriteIntended,
     Withdrawn,
+    apply_event,
 )
 from servestate.planner.steps import (
     AwaitReady,
@@ -68,6 +69,10 @@ PARALLEL_EFFECTS = 10
 
 LAUNCH_ATTEMPTS = 3
 """How often a launch is tried while the provider says that the error may go away."""
+
+
+_Waiting = tuple[Event, asyncio.Future[None]]
+"""An event, and the step that waits until it is committed."""
 
 
 class RouterLink(Protocol):
@@ -124,7 +129,7 @@ class Executor:
         self._lock = lock
         self._reporter = reporter
         self._effects = asyncio.Semaphore(PARALLEL_EFFECTS)
-        self._pending: list[tuple[Event, asyncio.Future[None]]] = []
+        self._pending: list[_Waiting] = []
         self.outcome = Outcome()
         self._waits: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -201,7 +206,7 @@ class Executor:
         began = time.monotonic()
         try:
             await self._do(node)
-        except (StepFailed, PermanentError, TransientError, OSError) as error:
+        except (StepFailed, PermanentError, TransientError, IllegalEvent, OSError) as error:
             why = _explain(error)
             self._reporter.step_failed(node, why, time.monotonic() - began)
             raise StepFailed(why) from error
@@ -392,20 +397,46 @@ class Executor:
         try:
             if self.outcome.lost:
                 raise self.outcome.lost
-            self._commit([event for event, _ in batch])
-        except (LostLock, StoreError, IllegalEvent) as error:
-            if not isinstance(error, IllegalEvent):
-                self.outcome.lost = error
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
+            batch = self._commit_legal(batch)
+        except (LostLock, StoreError) as error:
+            self.outcome.lost = error
+            _fail(batch, error)
             return
         for _, done in batch:
             if not done.done():
                 done.set_result(None)
 
+    def _commit_legal(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Commit what the state machine allows and return it. A step with an event that it does not allow
+        fails, and only that one: the others wait at the same time by chance."""
+        try:
+            self._commit([event for event, _ in batch])
+            return batch
+        except IllegalEvent:
+            legal = self._legal(batch)
+        if legal:
+            self._commit([event for event, _ in legal])
+        return legal
+
+    def _legal(self, batch: list[_Waiting]) -> list[_Waiting]:
+        state, legal = self.state, []
+        for waiting in batch:
+            try:
+                state = apply_event(state, waiting[0])
+            except IllegalEvent as error:
+                _fail([waiting], error)
+            else:
+                legal.append(waiting)
+        return legal
+
     def _commit(self, events: list[Event]) -> None:
         self.state = self._world.store.commit(self.state, events, self._lock, self._world.clock())
+
+
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for _, done in batch:
+        if not done.done():
+            done.set_exception(error)
 
 
 async def _retrying(launch: Callable[[], Awaitable[Launched]]) -> Launched:
@@ -429,6 +460,9 @@ def _explain(error: Exception) -> str:
     match error:
         case PermanentError():
             return str(Diagnostic(error.code, error.what, error.fix))
+        case IllegalEvent():
+            what, fix = f"the state does not allow this step: {error}", "see what is left: servestate plan"
+            return str(Diagnostic("SS413", what, fix))
         case OSError():
             return str(
                 Diagnostic("SS410", f"cannot write the routing table: {error}", "free space, apply again")

@@ -59,9 +59,9 @@ def workspace_of(arguments: argparse.Namespace) -> Workspace:
     return open_workspace(root_of(arguments.file), load_configuration(options(arguments)).site)
 
 
-def look(workspace: Workspace, lineage: str | None = None) -> tuple[State, Live]:
-    """State and live now. Where there is no state yet, an empty one of `lineage` or a fresh lineage."""
-    state = workspace.store.read() or State(lineage or str(uuid.uuid4()))
+def look(workspace: Workspace) -> tuple[State, Live]:
+    """State and live now. Where there is no state yet, an empty one of a fresh lineage."""
+    state = workspace.store.read() or State(str(uuid.uuid4()))
     return state, asyncio.run(see(workspace, workspace.providers(), state))
 
 

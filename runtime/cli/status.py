@@ -133,13 +133,13 @@ def _entity_lines(entity: dict[str, Any]) -> list[str]:
     observed = entity["observed_percent"]
     seen = "-" if observed is None else f"{observed:g} %"
     requests = entity["counters"].get("requests", 0)
-    head = f"  {entity['entity']:<24} desired {entity['desired_percent']:>3} %  observed {seen:>7}"
-    lines = [f"{head}  requests {requests}"]
+    split = f"desired {entity['desired_percent']:>3} %  observed {seen:>7}"
+    lines = [f"  {entity['entity']:<24} {split}  requests {requests}"]
     for instance in entity["instances"]:
         why = f"  ({instance['why'].splitlines()[0]})" if instance.get("why") else ""
         facts = f"{instance['phase']}, {instance['health']}"
         lines.append(f"    {instance['address']}  {facts}  {instance['url']}{why}")
-    return lines or [head]
+    return lines
 
 
 def _indented(text: str) -> str:
