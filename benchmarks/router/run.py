@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,14 @@ class Target:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found is not None
         return int(found[1]) / 1024
+
+
+def start_bare(stack: ExitStack, ports: list[int]) -> Target:
+    port = free_port()
+    command = (sys.executable, str(HERE / "bare.py"), str(port), *map(str, ports))
+    process = stack.enter_context(started(TARGET_CORE, *command))
+    wait_for(port)
+    return Target("bare", port, process.pid)
 
 
 def free_port() -> int:
@@ -208,8 +216,8 @@ def first_token_us(port: int, times: int) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=3.0)
+    options.add_argument("--rounds", type=int, default=25)
+    options.add_argument("--seconds", type=float, default=1.0)
     options.add_argument("--only", choices=("small", "large", "chunk", "first"), default=None)
     options.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     chosen = options.parse_args()
@@ -224,7 +232,11 @@ def main() -> None:
         for port in ports:
             stack.enter_context(started(LOAD_CORE, str(folder / "upstream"), str(port)))
             wait_for(port)
-        targets = [start_nginx(stack, folder, ports), start_router(stack, folder, ports)]
+        targets = [
+            start_nginx(stack, folder, ports),
+            start_router(stack, folder, ports),
+            start_bare(stack, ports),
+        ]
         report = measure(targets, folder, ports[0], chosen)
     print(report)
     if chosen.write:
@@ -243,15 +255,21 @@ def measure(targets: list[Target], folder: Path, direct: int, chosen: argparse.N
                 measure_requests(target, "1 KB", folder, body_of(1024), chosen.seconds)
             if wanted("large"):
                 measure_requests(target, "32 KB", folder, body_of(32768), chosen.seconds)
-            if wanted("chunk"):
+            if wanted("chunk") and target.name != "bare":
                 measure_streams(target, folder, chosen.seconds)
         if wanted("first"):
             first["direct"].append(first_token_us(direct, 200))
-            for target in targets:
+            for target in targets[:2]:
                 first[target.name].append(first_token_us(target.port, 200))
     for target in targets:
         rss[target.name].append(target.rss_mib())
     return report_of(targets, first, rss, chosen)
+
+
+def paired(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the ratios of measurements that were taken one right after the other: the speed of a
+    shared machine changes from one second to the next by more than the two differ."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def report_of(
@@ -260,40 +278,51 @@ def report_of(
     rss: dict[str, list[float]],
     chosen: argparse.Namespace,
 ) -> str:
-    nginx, router = targets
-    median = statistics.median
+    nginx, router, bare = targets
     lines = [
         "# Router benchmark",
         "",
-        f"Medians of {chosen.rounds} interleaved rounds of {chosen.seconds:g} s; load average at the end",
-        f"{os.getloadavg()[0]:.1f}. Target alone on core 0 with one worker, upstream (C) and client (wrk)",
-        f"on core 1, all on loopback. Two backends at 90/10, {CONNECTIONS} connections; {STREAMS} streams",
-        f"at {CHUNKS_PER_S} chunks/s, phases spread over 20 ms. The router rewrites `model`, checks the JSON",
-        "and mints headers; nginx relays. Only ratios carry over.",
+        f"Made by `python benchmarks/router/run.py --write`. Medians of {chosen.rounds} interleaved rounds",
+        f"of {chosen.seconds:g} s, ratios paired in a round; load average at the end",
+        f"{os.getloadavg()[0]:.1f}.",
+        "Target alone on core 0 with one worker, upstream (C) and client (wrk) on core 1, all on loopback.",
+        f"Two backends at 90/10, {CONNECTIONS} connections; {STREAMS} streams at {CHUNKS_PER_S} chunks/s,",
+        "phases spread over 20 ms. The router rewrites `model`, checks the JSON and mints headers; nginx",
+        "relays; bare is the least that a router of this design can do (`bare.py`: no checks at all).",
+        "Only ratios carry over, to machines whose system calls cost the same.",
         "",
-        "| figure | nginx | router | ratio | bar |",
-        "| --- | --- | --- | --- | --- |",
+        "| figure | nginx | router | router's ratio | bar | bare | bare's ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-
-    def row(name: str, left: float, right: float, ratio: float, bar: str) -> None:
-        lines.append(f"| {name} | {left:,.1f} | {right:,.1f} | {ratio:.2f} | {bar} |")
-
     for label, bar in (("1 KB", ">= 0.65"), ("32 KB", ">= 0.45")):
         if label in nginx.cpu_us:
-            left, right = median(nginx.per_second[label]), median(router.per_second[label])
-            row(f"{label} body, requests/s", left, right, right / left, "")
-            left, right = median(nginx.cpu_us[label]), median(router.cpu_us[label])
-            row(f"{label} body, CPU µs per request (ratio = nginx / router)", left, right, left / right, bar)
+            rates = [target.per_second[label] for target in (nginx, router, bare)]
+            lines.append(row(f"{label} body, requests/s", rates, bar, inverse=True))
+            costs = [target.cpu_us[label] for target in (nginx, router, bare)]
+            lines.append(row(f"{label} body, CPU µs per request", costs, bar))
     if "chunk" in nginx.cpu_us:
-        left, right = median(nginx.cpu_us["chunk"]), median(router.cpu_us["chunk"])
-        row("CPU µs per relayed chunk (ratio = router / nginx)", left, right, right / left, "<= 1.15")
+        chunks = [target.cpu_us["chunk"] for target in (nginx, router)]
+        lines.append(row("CPU µs per relayed chunk", chunks, "<= 1.15", inverse=True))
     if first["direct"]:
-        direct = median(first["direct"])
-        left, right = median(first["nginx"]) - direct, median(first["router"]) - direct
-        row(f"added time to first token, µs (direct {direct:.0f})", left, right, right / left, "< 1000 µs")
-    row("RSS at start, MiB", rss["nginx"][0], rss["router"][0], rss["router"][0] / rss["nginx"][0], "< 60")
-    row("RSS at end, MiB", rss["nginx"][1], rss["router"][1], rss["router"][1] / rss["nginx"][1], "< 60")
+        direct = statistics.median(first["direct"])
+        added = [[us - direct for us in first[name]] for name in ("nginx", "router")]
+        name = f"added time to first token, µs (direct {direct:.0f})"
+        lines.append(row(name, added, "< 1000 µs", inverse=True))
+    for i, when in enumerate(("start", "end")):
+        memory = [[rss[target.name][i]] for target in (nginx, router)]
+        lines.append(row(f"RSS at {when}, MiB", memory, "< 60", inverse=True))
     return "\n".join(lines) + "\n"
+
+
+def row(name: str, values: Sequence[Sequence[float]], bar: str, inverse: bool = False) -> str:
+    """Medians of nginx, the router and where there is one the bare prototype, with their ratios: nginx over
+    the other, or with `inverse` the other over nginx."""
+    cells = [f"{statistics.median(values[0]):,.1f}"]
+    for measured in values[1:]:
+        pair = (measured, values[0]) if inverse else (values[0], measured)
+        cells += [f"{statistics.median(measured):,.1f}", f"{paired(*pair):.2f}"]
+    cells.insert(3, bar)
+    return f"| {name} | {' | '.join([*cells, *[''] * (6 - len(cells))])} |"
 
 
 if __name__ == "__main__":
