@@ -74,14 +74,20 @@ def carry_out(
         return asyncio.run(_apply(workspace, plan, desired_digest, state, lock, reporter))
 
 
-def wait_for_lock(store: StateStore, timeout_s: float) -> None:
-    """Return once nobody holds the lock, or it may be broken, or `timeout_s` is over. What is planned after
-    that is planned against what the holder left."""
+def wait_for_lock(store: StateStore, timeout_s: float, tell: Callable[[str], None]) -> None:
+    """Return once nobody holds the lock or it may be broken: what is planned then is planned against what
+    the holder left. `tell` hears once whom it waits for. Raises LockHeld after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        held = store.held()
-        if held is None or held.expires <= time.time() or is_gone(held.owner):
+    told = False
+    while (held := store.held()) is not None:
+        if held.expires <= time.time() or is_gone(held.owner):
             return
+        if time.monotonic() >= deadline:
+            raise LockHeld(held)
+        if not told:
+            who = f"{held.owner.person}@{held.owner.host} ({held.owner.verb})"
+            tell(f"servestate: waiting up to {timeout_s:g} s for the lock of {who}")
+            told = True
         time.sleep(_LOCK_POLL_S)
 
 

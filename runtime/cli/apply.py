@@ -73,7 +73,7 @@ def _check_approvable(arguments: argparse.Namespace) -> None:
 
 def _planned(arguments: argparse.Namespace) -> Situation:
     if arguments.lock_timeout > 0:
-        wait_for_lock(workspace_of(arguments).store, arguments.lock_timeout)
+        wait_for_lock(workspace_of(arguments).store, arguments.lock_timeout, complain)
     found = situation(arguments, destroy=arguments.verb == "destroy")
     if arguments.json:
         for text in plan_lines(found.plan):

@@ -55,6 +55,7 @@ def test_second_apply_is_told_who_has_it(site: Site) -> None:
 def test_waits_for_it(site: Site) -> None:
     first = holder(site)
     second = site.watch("apply", "--auto-approve", "--lock-timeout", "30")
+    second.wait_for("waiting up to 30 s for the lock of ")
     open_gate(site)
     assert first.wait(20) == 0
     # It planned after the wait, and the other one has done the very thing.

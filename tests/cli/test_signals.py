@@ -69,7 +69,7 @@ def test_twice_while_a_step_does_not_end(site: Site) -> None:
 def test_while_waiting_for_the_lock(site: Site) -> None:
     first = waiting(site)
     second = site.watch("apply", "--auto-approve", "--lock-timeout", "30")
-    second.wait_for("Plan: ")
+    second.wait_for("waiting up to 30 s for the lock of ")
     second.process.send_signal(signal.SIGINT)
     assert second.end() == 130
     assert "Traceback" not in second.seen
