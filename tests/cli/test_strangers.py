@@ -70,8 +70,8 @@ def test_a_reused_port_and_a_moved_folder_are_no_reason_to_kill(site: Site) -> N
     os.kill(site.engines()["solo/only"], 9)
     until(lambda: not site.alive(), "its shim has ended too")
     thief = subprocess.Popen(
-        ["python3", "-I", "-S", "engine.py", port, "thief"],
-        cwd=site.folder,
+        ["python3", "-I", "-S", str(site.folder / "engine.py"), port, "thief"],
+        cwd="/",  # what works in the site's folder is counted as the site's
         env={"PATH": os.environ["PATH"], "SERVESTATE_ADDRESS": "stranger/x@00000000#0"},
         stdout=subprocess.DEVNULL,
     )
