@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ LOCK_SECONDS = 60.0
 """A lock that is not renewed for this long is taken for abandoned."""
 
 _BUSY_SECONDS = 5.0
+_BUSY_POLL_S = 0.02
 _Answer = TypeVar("_Answer")
 _SCHEMA = """
 CREATE TABLE meta (
@@ -178,9 +180,14 @@ class SqliteStore:
 
     def _writer(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = self._open("mode=rwc")
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
+            connection = self._open("mode=rwc")
+            try:
+                _use_wal(connection)
+                connection.execute("PRAGMA synchronous = FULL")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     @contextmanager
@@ -242,6 +249,20 @@ _TABLES = {
 
 def _rows(connection: sqlite3.Connection, table: str) -> sqlite3.Cursor:
     return connection.execute(_TABLES[table])
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Change the journal mode. SQLite waits for a busy file everywhere but here, so that of several first
+    writers at once all but one would fail."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(_BUSY_POLL_S)
 
 
 def _has_schema(connection: sqlite3.Connection) -> bool:

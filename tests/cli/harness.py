@@ -40,6 +40,12 @@ def until(holds: Callable[[], object], what: str, within_s: float = 20) -> None:
         time.sleep(0.005)
 
 
+def hears_interrupts() -> None:
+    """Undo what a shell does to what it starts in the background, and so to all its descendants: SIGINT is
+    ignored there, also by the verbs that the tests interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def free_port() -> int:
     """A port that nobody has now."""
     with socket.socket() as probe:
@@ -206,6 +212,7 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hears_interrupts,
         )
         self.started.append(process)
         return process
@@ -246,6 +253,7 @@ class Site:
             stdout=theirs,
             stderr=theirs,
             text=True,
+            preexec_fn=hears_interrupts,
         )
         os.close(theirs)
         self.started.append(process)
