@@ -20,7 +20,7 @@ from servestate.planner.address import (
 from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
 from servestate.planner.drift import Drift, DriftKind
 from servestate.planner.graph import build
-from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
+from servestate.planner.launch import Container, ExternalSpec, LaunchSpec, Mount, Placement, Spec
 from servestate.planner.plan import Plan
 from servestate.planner.revision import canonical_json, digest, spec_to_json
 from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, Phase, Target
@@ -31,6 +31,7 @@ from servestate.planner.steps import (
     Launch,
     Node,
     PublishTable,
+    Pull,
     Register,
     RewriteTable,
     Step,
@@ -140,19 +141,42 @@ def instance_to_json(instance: Instance) -> Json:
     }
     if isinstance(instance.spec, LaunchSpec):
         facts |= {"drain_timeout_s": instance.drain_timeout_s, "stop_grace_s": instance.stop_grace_s}
+    facts |= _placement_to_json(instance.placement)
+    if instance.fields:
+        facts["fields"] = dict(instance.fields)
     return {k: v for k, v in facts.items() if v != ""}
 
 
 def _instance_from(value: Json) -> Instance:
     found = {**value, "address": parse_instance(value["address"]), "phase": Phase(value["phase"])}
+    found["placement"] = _placement_from(value.get("placement"))
+    found["fields"] = tuple(sorted(value.get("fields", {}).items()))
     return Instance(**{**found, "spec": _spec_from(value["spec"])})
+
+
+def _placement_to_json(placement: Placement) -> Json:
+    """Under its own key; nothing for what claims nothing on this very host."""
+    if placement == Placement():
+        return {}
+    facts = {"host": placement.host, "gpus": list(placement.gpus), "fraction": placement.fraction}
+    return {"placement": facts}
+
+
+def _placement_from(value: Json | None) -> Placement:
+    return Placement(**{**value, "gpus": tuple(value["gpus"])}) if value is not None else Placement()
 
 
 def _spec_from(value: Json) -> Spec:
     fields = {k: v for k, v in value.items() if k != "type"}
     if value["type"] == "external":
         return ExternalSpec(**{**fields, "headers": _pairs(fields["headers"])})
-    return LaunchSpec(**{**fields, "args": tuple(fields["args"]), "env": _pairs(fields["env"])})
+    fields |= {"args": tuple(fields["args"]), "env": _pairs(fields["env"])}
+    if "options" in fields:
+        fields["options"] = tuple((name, given) for name, given in fields["options"])
+    if "container" in fields:
+        mounts = tuple(Mount(**mount) for mount in fields["container"]["mounts"])
+        fields["container"] = Container(**{**fields["container"], "mounts": mounts})
+    return LaunchSpec(**fields)
 
 
 def _pairs(value: list[list[str]]) -> tuple[tuple[str, str], ...]:
@@ -218,14 +242,24 @@ def _change_from(value: Json) -> Change:
 
 
 def _node_to_json(node: Node) -> Json:
-    return {"id": node.id, "needs": list(node.needs), **step_to_json(node.step)}
+    order: Json = {"after": list(node.after)} if node.after else {}
+    return {"id": node.id, "needs": list(node.needs), **order, **step_to_json(node.step)}
 
 
 def step_to_json(step: Step) -> Json:
     """A step as JSON values, its kind in `kind`."""
     match step:
-        case Launch(address, launch_spec, drain_timeout_s, stop_grace_s):
+        case Pull(provider, host, image, image_digest):
+            return {
+                "kind": "pull",
+                "provider": provider,
+                "host": host,
+                "image": image,
+                "digest": image_digest,
+            }
+        case Launch(address, launch_spec, drain_timeout_s, stop_grace_s, placement):
             recorded = {"drain_timeout_s": drain_timeout_s, "stop_grace_s": stop_grace_s}
+            recorded |= _placement_to_json(placement)
             return {"kind": "launch", "address": str(address), "spec": spec_to_json(launch_spec), **recorded}
         case Register(address, external):
             return {"kind": "register", "address": str(address), "spec": spec_to_json(external)}
@@ -249,15 +283,19 @@ def step_to_json(step: Step) -> Json:
 
 
 def _node_from(value: Json) -> Node:
-    fields = {k: v for k, v in value.items() if k not in ("id", "needs", "kind")}
-    return Node(value["id"], _STEP_READERS[value["kind"]](**fields), tuple(value["needs"]))
+    fields = {k: v for k, v in value.items() if k not in ("id", "needs", "after", "kind")}
+    step = _STEP_READERS[value["kind"]](**fields)
+    return Node(value["id"], step, tuple(value["needs"]), tuple(value.get("after", ())))
 
 
-def _launch_from(address: str, spec: Json, drain_timeout_s: float, stop_grace_s: float) -> Step:
+def _launch_from(
+    address: str, spec: Json, drain_timeout_s: float, stop_grace_s: float, placement: Json | None = None
+) -> Step:
     found = _spec_from(spec)
     if not isinstance(found, LaunchSpec):
         raise ValueError(f"{address} cannot be launched: it is external")
-    return Launch(parse_instance(address), found, drain_timeout_s, stop_grace_s)
+    at = _placement_from(placement)
+    return Launch(parse_instance(address), found, drain_timeout_s, stop_grace_s, at)
 
 
 def _register_from(address: str, spec: Json) -> Step:
@@ -282,6 +320,7 @@ def _forget_from(address: str) -> Step:
 
 
 _STEP_READERS: dict[str, Callable[..., Step]] = {
+    "pull": Pull,
     "launch": _launch_from,
     "register": _register_from,
     "await_ready": lambda address, timeout_s: AwaitReady(parse_instance(address), timeout_s),

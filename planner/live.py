@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from servestate.planner.address import InstanceAddress
+from servestate.planner.launch import HERE, Placement
 
 
 class LiveStatus(StrEnum):
@@ -22,7 +23,8 @@ class Observation:
     """One thing that wears our marks, found by its provider, whether or not state knows it.
 
     `handle` is the provider's immutable identity of it; `why` says how it ended (exit code, signal), empty
-    while it runs. `fields` are further observed facts that a change of must be noticed.
+    while it runs. `fields` are further observed facts (a container's name, its limits): where one differs
+    from what was recorded at launch, somebody changed it. `placement` is what its marks say it holds.
     """
 
     address: InstanceAddress
@@ -32,6 +34,7 @@ class Observation:
     status: LiveStatus
     why: str = ""
     fields: tuple[tuple[str, str], ...] = ()
+    placement: Placement = HERE
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:

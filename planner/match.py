@@ -53,7 +53,7 @@ def settle(state: State, live: Live) -> Iterator[Event]:
         if instance.phase is Phase.STOPPING and (seen is None or seen.handle != instance.handle):
             yield Stopped(address)
         elif instance.phase is Phase.LAUNCHING and seen is not None:
-            yield Launched(address, seen.handle, seen.url)
+            yield Launched(address, seen.handle, seen.url, seen.fields)
             if seen.status is LiveStatus.EXITED:
                 yield LaunchFailed(address, seen.why or "it exited")
 

@@ -9,24 +9,26 @@ from dataclasses import dataclass, field
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.external import external_spec
-from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.launch import LOCAL, Container, LaunchSpec, Mount, Scalar, Spec
 from servestate.planner.revision import canonical_json, digest, revision
 from servestate.planner.spec.bundle import Desired, DesiredEndpoint
 from servestate.planner.spec.endpoint import ServedEntity
 from servestate.planner.spec.normal import normal_form
-from servestate.planner.spec.site import ModelVersion, Site
-from servestate.planner.timings import Timings, extra_args, timings
+from servestate.planner.spec.site import DockerProvider, ModelVersion, Site
+from servestate.planner.timings import Timings, extra_args, extra_hosts, timings
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEntity:
-    """A served entity with all that is needed to run it. `weight` is its percentage of the traffic."""
+    """A served entity with all that is needed to run it. `weight` is its percentage of the traffic, `hosts`
+    are those it may run on."""
 
     name: str
     weight: int
     spec: Spec
     revision: str
     timings: Timings
+    hosts: tuple[str, ...] = (LOCAL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,16 @@ def resolve(desired: Desired, supported_providers: frozenset[str]) -> Resolved:
 
 def _facts(entity: ResolvedEntity) -> list[object]:
     t = entity.timings  # not astuple(): it copies, and a large bundle has tens of thousands of them
-    return [entity.revision, entity.weight, t.ready_timeout_s, t.drain_timeout_s, t.stop_grace_s, t.recreate]
+    return [
+        entity.revision,
+        entity.weight,
+        t.ready_timeout_s,
+        t.drain_timeout_s,
+        t.stop_grace_s,
+        t.recreate,
+        t.surge,
+        entity.hosts,
+    ]
 
 
 def _endpoint(
@@ -86,9 +97,9 @@ def _endpoint(
     for index, entity in enumerate(spec.entities):
         launch, timing = _entity(spec.name, index, entity, site, findings, providers)
         if launch is not None:
-            entities.append(
-                ResolvedEntity(entity.name, weights.get(entity.name, 0), launch, revision(launch), timing)
-            )
+            hosts = _hosts(site, spec.name, entity, launch)
+            weight = weights.get(entity.name, 0)
+            entities.append(ResolvedEntity(entity.name, weight, launch, revision(launch), timing, hosts))
     protected = spec.lifecycle is not None and spec.lifecycle.prevent_destroy
     block = canonical_json(normal_form(spec))
     return ResolvedEndpoint(spec.name, endpoint.key, block, tuple(entities), protected)
@@ -111,7 +122,12 @@ def _entity(
     provider = _provider(endpoint, index, entity, site, findings, providers)
     if provider is None:
         return None, Timings()
-    spec = _launch_spec(entity, task, model, provider, extra_args(site, endpoint, entity.name))
+    if provider == "docker" and not model.image:
+        path = ("config", "served_entities", index, "entity_name")
+        what = f'entity "{entity.name}" of "{endpoint}" runs in a container and its model names no image'
+        findings.error("SS204", endpoint, path, what, "add image: NAME:TAG to the model's version")
+        return None, Timings()
+    spec = _launch_spec(entity, task, model, site, extra_args(site, endpoint, entity.name))
     return spec, timings(site, endpoint, entity.name, model)
 
 
@@ -174,17 +190,60 @@ def _provider(
 
 
 def _launch_spec(
-    entity: ServedEntity, task: str, version: ModelVersion, provider: str, extra: tuple[str, ...]
+    entity: ServedEntity, task: str, version: ModelVersion, site: Site, extra: tuple[str, ...]
 ) -> LaunchSpec:
+    placed = site.workload_types[entity.workload_type]
     args = version.argv if version.engine == "command" else version.args
     env = {**version.env, **entity.environment_vars}
     return LaunchSpec(
-        provider=provider,
+        provider=placed.provider,
         engine=version.engine,
         model=entity.entity_name or entity.name,
         source=version.source,
         task=task,
         args=args + extra,
         env=tuple(sorted(env.items())),
-        health_path=version.health_path,
+        health_path=version.health_path or _HEALTH_PATHS.get(version.engine, "/health"),
+        options=_options(version),
+        gpus=placed.gpus,
+        gpu_fraction=placed.gpu_fraction if placed.gpus else 1.0,
+        python=version.python if placed.provider == "process" else "",
+        container=_container(version) if placed.provider == "docker" else None,
     )
+
+
+_HEALTH_PATHS = {"mlflow": "/ping"}
+"""Where it is not `/health`."""
+
+
+def _options(version: ModelVersion) -> tuple[tuple[str, Scalar], ...]:
+    """The typed options that were given, by name."""
+    block = getattr(version, version.engine, None)
+    return tuple(sorted(block.model_dump(exclude_none=True).items())) if block is not None else ()
+
+
+def _container(version: ModelVersion) -> Container:
+    given = version.container
+    defaults = Container(version.image)
+    return Container(
+        image=version.image,
+        user=given.user,
+        memory=given.memory or 0,
+        cpus=given.cpus or 0.0,
+        pids=given.pids or defaults.pids,
+        shm=given.shm_size or 0,
+        network=given.network or defaults.network,
+        mounts=tuple(Mount(m.source, m.target, m.read_only) for m in given.mounts),
+        read_only=given.read_only,
+        port=given.port or defaults.port,
+    )
+
+
+def _hosts(site: Site, endpoint: str, entity: ServedEntity, spec: Spec) -> tuple[str, ...]:
+    """Where it may run: what an override says, else its workload type, else every host of its provider."""
+    if spec.provider != "docker":
+        return (LOCAL,)
+    declared = site.providers.docker or DockerProvider()
+    placed = site.workload_types[entity.workload_type]
+    named = extra_hosts(site, endpoint, entity.name) or placed.hosts
+    return tuple(sorted(named or declared.by_name))

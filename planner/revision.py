@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from servestate.planner.launch import ExternalSpec, Spec
+from servestate.planner.launch import ExternalSpec, LaunchSpec, Spec
 
 REVISION_DIGITS = 8
 """Hex digits of a revision: 32 bits, compared only among the revisions of one entity."""
@@ -22,10 +23,27 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+_LEFT_OUT_AT_DEFAULT = {
+    field.name: field.default
+    for field in fields(LaunchSpec)
+    if field.name in ("options", "gpus", "gpu_fraction", "python", "container")
+}
+"""Fields that came later. They are not written where they say nothing, so that specs of before keep their
+hash: a new version of servestate restarts nothing."""
+
+assert MISSING not in _LEFT_OUT_AT_DEFAULT.values()
+
+
 def spec_to_json(spec: Spec) -> dict[str, Any]:
     """The spec as plain JSON values, tagged with its kind."""
-    tag = "external" if isinstance(spec, ExternalSpec) else "launch"
-    return {"type": tag, **{name: getattr(spec, name) for name in spec.__slots__}}
+    if isinstance(spec, ExternalSpec):
+        return {"type": "external", **{name: getattr(spec, name) for name in spec.__slots__}}
+    found: dict[str, Any] = {"type": "launch"}
+    for name in spec.__slots__:
+        value = getattr(spec, name)
+        if name not in _LEFT_OUT_AT_DEFAULT or value != _LEFT_OUT_AT_DEFAULT[name]:
+            found[name] = asdict(value) if name == "container" else value
+    return found
 
 
 def revision(spec: Spec) -> str:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from servestate.planner.address import EndpointAddress, InstanceAddress
-from servestate.planner.launch import DRAIN_TIMEOUT_S, STOP_GRACE_S, ExternalSpec, LaunchSpec, Spec
+from servestate.planner.launch import (
+    DRAIN_TIMEOUT_S,
+    HERE,
+    STOP_GRACE_S,
+    ExternalSpec,
+    LaunchSpec,
+    Placement,
+    Spec,
+)
 
 FORMAT_VERSION = 1
 """Of the state, the plan file and the store; a reader refuses a higher one."""
@@ -33,7 +41,8 @@ class Phase(StrEnum):
 class Instance:
     """One running revision of an entity. `handle` and `url` are empty until the provider gave them;
     `why` says what failed; `op` is the id of the last intent. `drain_timeout_s` and `stop_grace_s` are what
-    was configured at launch: how it is ended once the configuration no longer knows it."""
+    was configured at launch: how it is ended once the configuration no longer knows it. `placement` is what
+    it claims; `fields` are the facts observed when it was launched, which drift is measured against."""
 
     address: InstanceAddress
     spec: Spec
@@ -44,6 +53,8 @@ class Instance:
     op: str = ""
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stop_grace_s: float = STOP_GRACE_S
+    placement: Placement = HERE
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ class LaunchIntended:
     op: str
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stop_grace_s: float = STOP_GRACE_S
+    placement: Placement = HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,7 @@ class Launched:
     address: InstanceAddress
     handle: str
     url: str
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,17 +295,23 @@ def _with_instance(
 
 def _after(before: Instance | None, event: InstanceEvent, phase: Phase) -> Instance:
     match event:
-        case LaunchIntended(address, spec, op, drain_timeout_s, stop_grace_s):
+        case LaunchIntended(address, spec, op):
             return Instance(
-                address, spec, phase, op=op, drain_timeout_s=drain_timeout_s, stop_grace_s=stop_grace_s
+                address,
+                spec,
+                phase,
+                op=op,
+                drain_timeout_s=event.drain_timeout_s,
+                stop_grace_s=event.stop_grace_s,
+                placement=event.placement,
             )
         case Registered(address, external, handle, url):
             return Instance(address, external, phase, handle, url)
         case _:
             assert before is not None, "the transition table lets no other event create an instance"
     match event:
-        case Launched(_, handle, url):
-            return replace(before, phase=phase, handle=handle, url=url)
+        case Launched(_, handle, url, fields):
+            return replace(before, phase=phase, handle=handle, url=url, fields=fields)
         case LaunchFailed(_, why):
             return replace(before, phase=phase, why=why)
         case StopIntended(_, op):

@@ -8,19 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from servestate.planner.address import EndpointAddress, InstanceAddress
-from servestate.planner.launch import DRAIN_TIMEOUT_S, STOP_GRACE_S, ExternalSpec, LaunchSpec
+from servestate.planner.launch import DRAIN_TIMEOUT_S, HERE, STOP_GRACE_S, ExternalSpec, LaunchSpec, Placement
 from servestate.planner.state import EndpointRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Bring an image to a host, at the very digest that was planned."""
+
+    provider: str
+    host: str
+    image: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     """Start an instance. Its address holds the revision, so a retry finds what the first try started. The
-    timings are recorded with it, see `Instance`."""
+    timings and the placement are recorded with it, see `Instance`."""
 
     address: InstanceAddress
     spec: LaunchSpec
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stop_grace_s: float = STOP_GRACE_S
+    placement: Placement = HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +94,29 @@ class Forget:
     address: EndpointAddress | InstanceAddress
 
 
-Step = Launch | Register | AwaitReady | PublishTable | Withdraw | RewriteTable | Drain | Stop | Forget
+Step = Pull | Launch | Register | AwaitReady | PublishTable | Withdraw | RewriteTable | Drain | Stop | Forget
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step in the graph. `id` is stable from plan to plan, so a person can name it."""
+    """A step in the graph. `id` is stable from plan to plan, so a person can name it. It starts when all it
+    `needs` have succeeded and all that it comes `after` have ended, whichever way: two loads on one GPU wait
+    for each other, and the second still runs where the first failed."""
 
     id: str
     step: Step
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
 
 def endpoint_of(step: Step) -> str:
-    """The endpoint that a step belongs to; "" for the table as a whole."""
+    """The endpoint that a step belongs to; "" for what is no single endpoint's."""
     match step:
         case PublishTable():
             return step.record.name
         case Withdraw():
             return step.endpoint.endpoint
-        case RewriteTable():
+        case RewriteTable() | Pull():
             return ""
         case _:
             return step.address.endpoint

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One ready instance. `url` is an origin (`http://127.0.0.1:4000`) for an engine, to which the path of
-    the request's kind is added, or the full URL for an external entity (`EntityRoute.fixed_path`)."""
+    the request's kind is added, or the full URL for an external entity (`EntityRoute.fixed_path`). `key` is a
+    reference to the key that this very replica asks for, "" where it asks for none."""
 
     replica: str
     url: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

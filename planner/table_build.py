@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import ExternalSpec, Spec
 from servestate.planner.state import EndpointRecord, Instance, State, Target
 from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, RoutingTable
@@ -38,7 +39,8 @@ def _entity(target: Target, record: EndpointRecord, state: State) -> EntityRoute
 
 
 def _backend(instance: Instance) -> Backend:
-    return Backend(str(instance.address), instance.url)
+    key = key_reference(instance.address, instance.spec)
+    return Backend(str(instance.address), instance.url, key)
 
 
 def _credential(spec: Spec) -> Credential | None:

@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _PRINTABLE = re.compile(r"[!-~]+")
+_KEY = re.compile(r"[!-~]*")
 _URL = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[!-~]*)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\t -~]*")
@@ -114,6 +115,9 @@ class _Fields:
             raise ValueError(f"{self.where}.{key}: {value!r} does not match {pattern.pattern}")
         return value
 
+    def has(self, key: str) -> bool:
+        return key in self._left
+
     def optional(self, key: str) -> Any:
         return self._left.pop(key, None)
 
@@ -168,7 +172,9 @@ def _entity(fields: _Fields) -> EntityRoute:
 
 
 def _backend(fields: _Fields) -> Backend:
-    backend = Backend(fields.text("replica", _PRINTABLE), fields.text("url", _URL))
+    replica, url = fields.text("replica", _PRINTABLE), fields.text("url", _URL)
+    key = fields.text("key", _KEY) if fields.has("key") else ""  # older tables have none
+    backend = Backend(replica, url, key)
     fields.done()
     return backend
 

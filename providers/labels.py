@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from servestate.planner.address import parse_instance
+from servestate.planner.launch import LOCAL, Placement
 from servestate.providers.protocol import Marks
 
 LINEAGE = "SERVESTATE_LINEAGE"
@@ -18,6 +19,7 @@ GENERATION = "SERVESTATE_GENERATION"
 OP = "SERVESTATE_OP"
 NONCE = "SERVESTATE_NONCE"
 PORT = "SERVESTATE_PORT"
+GPUS = "SERVESTATE_GPUS"
 ROLE = "SERVESTATE_ROLE"
 SHIM_ROLE = "shim"
 
@@ -35,7 +37,8 @@ class Worn:
 def to_env(worn: Worn) -> dict[str, str]:
     """The variables that a process of this launch wears."""
     marks = worn.marks
-    return {
+    held = {GPUS: text} if (text := gpus_to_text(marks.placement)) else {}
+    return held | {
         LINEAGE: marks.lineage,
         ADDRESS: str(marks.address),
         GENERATION: str(marks.generation),
@@ -48,7 +51,23 @@ def to_env(worn: Worn) -> dict[str, str]:
 def from_env(env: Mapping[str, str]) -> Worn | None:
     """The marks in `env`; None where one is missing or cannot be ours."""
     try:
-        marks = Marks(env[LINEAGE], parse_instance(env[ADDRESS]), int(env[GENERATION]), env[OP])
+        placement = gpus_from_text(LOCAL, env.get(GPUS, ""))
+        address = parse_instance(env[ADDRESS])
+        marks = Marks(env[LINEAGE], address, int(env[GENERATION]), env[OP], placement)
         return Worn(marks, env[NONCE], int(env[PORT]))
     except (KeyError, ValueError):
         return None
+
+
+def gpus_to_text(placement: Placement) -> str:
+    """The GPUs that are held, as `0,1` or `0,1@0.5` for a share of each; "" for none."""
+    if not placement.gpus:
+        return ""
+    share = f"@{placement.fraction}" if placement.fraction != 1 else ""
+    return ",".join(placement.gpus) + share
+
+
+def gpus_from_text(host: str, text: str) -> Placement:
+    """The placement on `host` that the text tells. Raises ValueError."""
+    ids, _, share = text.partition("@")
+    return Placement(host, tuple(ids.split(",")) if ids else (), float(share or 1))

@@ -13,9 +13,21 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import LaunchSpec, Spec
 from servestate.planner.live import LiveStatus, Observation
-from servestate.providers import cause, census, ending, health, identity, labels, needs, proc, spawn
+from servestate.providers import (
+    cause,
+    census,
+    ending,
+    health,
+    identity,
+    labels,
+    needs,
+    phases,
+    proc,
+    spawn,
+)
 from servestate.providers.census import Tree
 from servestate.providers.engines import engine_for
 from servestate.providers.engines.engine import Command
@@ -118,7 +130,7 @@ class ProcessProvider:
         port, reservation = self._ports.reserve(_seed(marks))
         started: list[Run] = []
         try:
-            command = self._command(spec, port)
+            command = self._command(spec, port, self._key_file(folder, spec, marks))
             worn = Worn(marks, random.token_hex(16), port)
 
             def record(shim: Identity) -> None:
@@ -140,14 +152,23 @@ class ProcessProvider:
             os.close(reservation)
         return started[0]
 
-    def _command(self, spec: LaunchSpec, port: int) -> Command:
+    def _key_file(self, folder: Folder, spec: LaunchSpec, marks: Marks) -> Path | None:
+        """The file that tells the engine its key, None for one that takes none."""
+        reference = key_reference(marks.address, spec)
+        if not reference:
+            return None
+        key = fill(reference, self._secrets).reveal()
+        self._mask.add([key])
+        return folder.write_key(engine_for(spec.engine).key_text(key))
+
+    def _command(self, spec: LaunchSpec, port: int, key_file: Path | None) -> Command:
         if any(references(arg) for arg in spec.args):
             raise PermanentError(
                 "SS503",
                 f'the arguments of model "{spec.model}" hold a secret reference',
                 "arguments are visible to every user of the machine; pass the secret in environment_vars",
             )
-        command = engine_for(spec.engine).command(spec, port, self._base_dir)
+        command = engine_for(spec.engine).command(spec, port, self._base_dir, key_file)
         for need in command.needs:
             needs.check(need)
         return command
@@ -169,6 +190,9 @@ class ProcessProvider:
     def _errand(self, spec: LaunchSpec, command: Command, worn: Worn, mask: tuple[str, ...]) -> spawn.Errand:
         given = {name: fill(value, self._secrets).reveal() for name, value in spec.env}
         env = {**spawn.base_environment(self._environ), **dict(command.env), **given, **labels.to_env(worn)}
+        if spec.gpus:
+            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # CUDA counts by speed otherwise, NVML by bus
+            env |= {"CUDA_VISIBLE_DEVICES": ",".join(worn.marks.placement.gpus)}
         return spawn.Errand(command.argv, env, self._base_dir, mask)
 
     async def probe(self, handle: str, spec: Spec) -> Readiness:
@@ -192,15 +216,17 @@ class ProcessProvider:
         port = run.worn.port
         listening = proc.listeners(port)
         if not listening:
-            return Starting(self._progress(run))
+            return Starting(self._progress(run, spec))
         # Twice, because a process may have been started between the listing and the look at its sockets.
         if health.strangers(port, run.shim.pid) and health.strangers(port, run.shim.pid):
             return self._failure(run) or Failed(
                 "SS507",
                 f"port {port} of {run.worn.marks.address} is held by a process that is not its engine",
             )
-        path = engine_for(spec.engine).command(spec, port, self._base_dir).health_path
-        trouble = await health.ask(f"{run.url}{path}")
+        trouble = await health.ask(f"{run.url}{spec.health_path}")
+        if not trouble and (first := engine_for(spec.engine).first_request(spec)) is not None:
+            key = fill(key_reference(run.worn.marks.address, spec), self._secrets).reveal()
+            trouble = await health.ask_first(run.url, first, key)
         if failure := self._failure(run):
             return failure
         if trouble or proc.listeners(port) != listening:
@@ -260,9 +286,9 @@ class ProcessProvider:
         superseded = current is not None and current.worn.nonce != run.worn.nonce
         return folder.tail(lines, before=superseded)
 
-    def _progress(self, run: Run) -> str:
-        lines = [line.strip() for line in self._log(self._folder(run.worn), run, 5)]
-        newest = next((line for line in reversed(lines) if line), "")
+    def _progress(self, run: Run, spec: LaunchSpec) -> str:
+        lines = [line.strip() for line in self._log(self._folder(run.worn), run, LOG_LINES_IN_FAILURE)]
+        newest = phases.newest(engine_for(spec.engine), lines)
         return self._mask.hide(newest)[:PROGRESS_WIDTH]  # in this order: a secret cut short is not found
 
     def _remember_secrets(self, spec: LaunchSpec) -> None:
@@ -274,7 +300,16 @@ class ProcessProvider:
 
 
 def _observation(run: Run, status: LiveStatus, why: str = "") -> Observation:
-    return Observation(run.worn.marks.address, ProcessProvider.name, run.handle, run.url, status, why)
+    marks = run.worn.marks
+    return Observation(
+        marks.address,
+        ProcessProvider.name,
+        run.handle,
+        run.url,
+        status,
+        why,
+        placement=marks.placement,
+    )
 
 
 def _trees_at(marks: Marks) -> list[Tree]:

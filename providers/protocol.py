@@ -6,33 +6,39 @@ the repeat or race that each one settles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from servestate.planner.address import InstanceAddress
-from servestate.planner.launch import Spec
+from servestate.planner.launch import HERE, Placement, Spec
 from servestate.planner.live import Observation
+from servestate.planner.surroundings import Host, ImageFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
     """The ownership marks a launched thing wears, by which it is found even when state forgot it.
 
-    `generation` is the state serial at which the launch was intended, `op` the id of the journalled intent.
+    `generation` is the state serial at which the launch was intended, `op` the id of the journalled intent;
+    `placement` says where it is started and what it holds there.
     """
 
     lineage: str
     address: InstanceAddress
     generation: int
     op: str
+    placement: Placement = HERE
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """What a launch gave: the provider's immutable identity of the thing and where it answers."""
+    """What a launch gave: the provider's immutable identity of the thing, where it answers, and the facts
+    that `observe` reports as `fields` from now on unless somebody changes them."""
 
     handle: str
     url: str
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ class Starting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Proved ready by an answer of the very thing that was launched."""
+    """Proved ready by an answer of the very thing that was launched: one token or one embedding where its
+    task says what to ask, else its health path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,9 @@ class Provider(Protocol):
         a lost answer or a crash starts nothing; the remains of a dead one are cleared first."""
 
     async def probe(self, handle: str, spec: Spec) -> Readiness:
-        """One look; never blocks long. Settles the race between a thing that dies and a port that
-        somebody else then answers on: only the launched thing itself can be Ready."""
+        """One look; waits for a first answer, and for nothing else, up to a minute. Settles the race between
+        a thing that dies and a port that somebody else then answers on: only the launched thing itself can be
+        Ready."""
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """End it and everything it started: asked first, killed after `grace_s` seconds. Already gone, or
@@ -97,3 +105,27 @@ class Provider(Protocol):
 
     async def logs(self, handle: str, tail: int) -> str:
         """Its last `tail` lines of output, "" when there is none; works after it ended."""
+
+
+@runtime_checkable
+class Surveyor(Protocol):
+    """What a provider with hosts of its own also does: say what is there, before anything is changed."""
+
+    async def hosts(self) -> list[Host]:
+        """Its hosts with their GPUs. A host that does not answer is in the list and says so."""
+
+    async def image(self, host: str, image: str, pull: str) -> ImageFacts:
+        """What the image's name means on that host under the pull policy `never`, `missing` or `always`.
+        Downloads nothing. Raises TransientError when the host does not answer."""
+
+    async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
+        """Bring the image to the host; done before is done. Raises PermanentError SS53x with the cause."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What a provider that hears of changes by itself also does; the others are looked at twice a second."""
+
+    async def await_change(self, lineage: str) -> None:
+        """Return as soon as something that wears the marks of `lineage` may have ended or changed. May
+        return too early, never more than a second late. Raises TransientError when it hears nothing more."""

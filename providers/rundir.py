@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.address import InstanceAddress, parse_instance
+from servestate.planner.launch import LOCAL
+from servestate.providers import labels
 from servestate.providers.identity import Identity, parse
 from servestate.providers.labels import Worn
 from servestate.providers.protocol import Marks, TransientError
@@ -110,6 +112,14 @@ class Folder:
     def write_run(self, run: Run) -> None:
         """Record a launch, durably."""
         write_atomically(self.path / "run.json", _run_to_json(run))
+
+    def write_key(self, text: str) -> Path:
+        """Write the file that an engine reads its key from, for this user only."""
+        path = self.path / "key"
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        return path
 
     def run(self) -> Run | None:
         """The launch on record, None once it was stopped."""
@@ -256,6 +266,7 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         "address": str(marks.address),
         "generation": marks.generation,
         "op": marks.op,
+        "gpus": labels.gpus_to_text(marks.placement),
     }
 
 
@@ -263,7 +274,8 @@ def _run_from_json(value: Any) -> Run | None:
     try:
         shim = parse(value["handle"])
         address = parse_instance(value["address"])
-        marks = Marks(str(value["lineage"]), address, int(value["generation"]), str(value["op"]))
+        placement = labels.gpus_from_text(LOCAL, str(value.get("gpus", "")))
+        marks = Marks(str(value["lineage"]), address, int(value["generation"]), str(value["op"]), placement)
         worn = Worn(marks, str(value["nonce"]), int(value["port"]))
     except (KeyError, TypeError, ValueError):
         return None

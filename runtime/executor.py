@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, assert_never
@@ -50,6 +50,7 @@ from servestate.planner.steps import (
     Launch,
     Node,
     PublishTable,
+    Pull,
     Register,
     RewriteTable,
     Step,
@@ -57,7 +58,14 @@ from servestate.planner.steps import (
     Withdraw,
 )
 from servestate.planner.table_build import build_table
-from servestate.providers.protocol import Launched, Marks, PermanentError, Provider, TransientError
+from servestate.providers.protocol import (
+    Launched,
+    Marks,
+    PermanentError,
+    Provider,
+    Surveyor,
+    TransientError,
+)
 from servestate.providers.readiness import await_ready
 from servestate.runtime.failpoints import reach
 from servestate.runtime.reporter import Reporter
@@ -134,6 +142,7 @@ class Executor:
         self._waits: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._table_written = -1
+        self._abandoned: set[str] = set()
 
     async def run(self, plan: Plan, live: Live) -> Outcome:
         """Record what a crash left unrecorded, then do the steps. Never raises for what a step or the store
@@ -164,7 +173,7 @@ class Executor:
             task.cancel()
 
     async def _walk(self, graph: Graph) -> None:
-        missing = {id: len(node.needs) for id, node in graph.nodes.items()}
+        missing = {id: len(node.needs) + len(node.after) for id, node in graph.nodes.items()}
         running: dict[asyncio.Task[None], str] = {}
         # One end at a time, in the order they came: the same run gives the same order of effects.
         ended: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
@@ -177,12 +186,29 @@ class Executor:
                 break
             task = await ended.get()
             id = running.pop(task)
-            if self._settle_task(graph, id, task):
-                for dependent in graph.dependents.get(id, ()):
-                    missing[dependent] -= 1
-                    if not missing[dependent]:
-                        ready.append(dependent)
+            for waiting in self._released(graph, id, self._settle_task(graph, id, task)):
+                missing[waiting] -= 1
+                if not missing[waiting]:
+                    ready.append(waiting)
         self._skip_rest(graph)
+
+    def _released(self, graph: Graph, id: str, done: bool) -> Iterator[str]:
+        """What waited for the end of this step: also those that only come after it, or after one that will
+        never be started now."""
+        yield from graph.followers.get(id, ())
+        if done:
+            yield from graph.dependents.get(id, ())
+            return
+        for skipped in graph.downstream(id):
+            if self._ends_now(skipped):
+                yield from graph.followers.get(skipped, ())
+
+    def _ends_now(self, id: str) -> bool:
+        """Whether a step that will not be started is told so for the first time."""
+        if id in self._abandoned:
+            return False
+        self._abandoned.add(id)
+        return True
 
     def _start(
         self,
@@ -243,6 +269,8 @@ class Executor:
     async def _do(self, node: Node) -> None:
         step: Step = node.step
         match step:
+            case Pull():
+                await self._pull(node, step)
             case Launch():
                 await self._launch(step)
             case Register():
@@ -269,6 +297,16 @@ class Executor:
             case _:
                 assert_never(step)
 
+    async def _pull(self, node: Node, step: Pull) -> None:
+        """An image is no instance: nothing is recorded, and a second pull of it finds it there."""
+        provider = self._world.providers[step.provider]
+        assert isinstance(provider, Surveyor), "only what was surveyed has images to pull"
+        reach("pull.before_effect")
+        await provider.pull(
+            step.host, step.image, step.digest, lambda text: self._reporter.step_progress(node, text)
+        )
+        reach("pull.after_effect")
+
     async def _launch(self, step: Launch) -> None:
         op = self._world.new_id()
         provider = self._provider(step.spec)
@@ -277,10 +315,12 @@ class Executor:
             # The intent again before every try: who has lost the lock since the last one must stop here.
             reach("launch.before_intent")
             await self._record(
-                LaunchIntended(step.address, step.spec, op, step.drain_timeout_s, step.stop_grace_s)
+                LaunchIntended(
+                    step.address, step.spec, op, step.drain_timeout_s, step.stop_grace_s, step.placement
+                )
             )
             reach("launch.after_intent")
-            marks = Marks(self.state.lineage, step.address, self.state.serial, op)
+            marks = Marks(self.state.lineage, step.address, self.state.serial, op, step.placement)
             return await provider.launch(step.spec, marks)
 
         async with self._effects:
@@ -290,7 +330,9 @@ class Executor:
                 await self._record(LaunchFailed(step.address, _explain(error)))
                 raise
             reach("launch.after_effect")
-            await self._record(state_events.Launched(step.address, launched.handle, launched.url))
+            await self._record(
+                state_events.Launched(step.address, launched.handle, launched.url, launched.fields)
+            )
             reach("launch.after_result")
 
     async def _register(self, step: Register) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.spec.site import Site
 from servestate.providers import identity
+from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.protocol import Provider
 from servestate.providers.secrets import EnvSecrets, Secrets
 from servestate.runtime.store.protocol import Owner, StateStore
@@ -52,8 +53,8 @@ class Workspace:
 
     @property
     def secrets(self) -> Secrets:
-        """The backend that secret references resolve through."""
-        return EnvSecrets(os.environ)
+        """The backend that secret references resolve through, the keys of engines among them."""
+        return EngineKeys(self.folder / f"{self.prefix}engine.key", EnvSecrets(os.environ))
 
     def providers(self) -> Mapping[str, Provider]:
         """Every provider of this site, by name."""

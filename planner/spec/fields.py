@@ -61,6 +61,39 @@ def _seconds_of(value: Any) -> float | None:
     return float(match[1]) * _UNIT_SECONDS[match[2]] if match else None
 
 
+_SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\Z")
+_UNIT_BYTES = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNIT_BYTES |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_LARGEST = 2**60
+
+
+def _bytes(value: Any) -> int:
+    found = None
+    if type(value) is int:
+        found = value
+    elif isinstance(value, str) and (match := _SIZE.match(value)):
+        found = int(float(match[1]) * _UNIT_BYTES[match[2]])
+    if found is None or not 0 <= found <= _LARGEST:
+        raise PydanticCustomError(WANTED, 'a size: bytes, or text such as "512MiB" or "80GiB"')
+    return found
+
+
+def _fraction(value: Any) -> float:
+    try:
+        found = float(value) if type(value) in (int, float, str) else None
+    except ValueError:
+        found = None
+    if found is None or not 0 < found <= 1:
+        raise PydanticCustomError(WANTED, "a share: more than 0, at most 1")
+    return found
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+"""A size in bytes; "512MiB", "80GiB" and "80GB" pass."""
+
+Fraction = Annotated[float, BeforeValidator(_fraction)]
+"""A share of something, in (0, 1]."""
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer; digit strings pass, fractions and booleans do not (R9, N5)."""
 

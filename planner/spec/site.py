@@ -11,8 +11,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from servestate.planner.launch import LOCAL
 from servestate.planner.spec.endpoint import WorkloadType as WorkloadTypeName
-from servestate.planner.spec.fields import WANTED, Schema, Seconds, Whole
+from servestate.planner.spec.engine_options import (
+    LlamaCppOptions,
+    MlflowOptions,
+    TransformersOptions,
+    VllmOptions,
+)
+from servestate.planner.spec.fields import WANTED, Bytes, Flag, Fraction, Schema, Seconds, Whole
 
 WORKLOAD_TYPES: tuple[str, ...] = get_args(WorkloadTypeName)
 """The classes that the serving API knows."""
@@ -40,10 +47,20 @@ class SecretsBackend(Schema):
     backend: Literal["env"] = "env"
 
 
+class DeclaredGpu(Schema):
+    """A GPU of a host that cannot be asked. `id` is what the engine and Docker know it by: index or UUID."""
+
+    id: str
+    memory: Bytes
+    name: str = ""
+
+
 class ProcessProvider(Schema):
-    """Local processes. `ports` is the range, both ends included, that engines listen in."""
+    """Local processes. `ports` is the range, both ends included, that engines listen in. `gpus` are the GPUs
+    of this machine, where they are not to be asked of its driver."""
 
     ports: str = "21000-28999"
+    gpus: tuple[DeclaredGpu, ...] | None = None
 
     @property
     def port_range(self) -> range:
@@ -52,10 +69,49 @@ class ProcessProvider(Schema):
         return range(int(first), int(last) + 1)
 
 
-class DockerProvider(Schema):
-    """Parsed; not supported yet."""
+class Tls(Schema):
+    """Files of a Docker host behind TLS: who signed its certificate, and ours with its key."""
 
-    url: str = ""
+    ca: str
+    cert: str
+    key: str
+
+
+class DockerHost(Schema):
+    """One Docker Engine.
+
+    `url` is `unix:///PATH`, `ssh://USER@HOST` or `tcp://HOST:PORT` (with `tls`). `address` is the address of
+    that host on which ports are published and by which the router reaches them. `gpus` declares its GPUs;
+    where it is left out, this machine's driver is asked, or a container of `gpu_probe_image` on a remote host
+    that has one. `allowed_paths` are the folders of the host that containers may be given.
+    """
+
+    url: str
+    address: str = "127.0.0.1"
+    tls: Tls | None = None
+    gpus: tuple[DeclaredGpu, ...] | None = None
+    gpu_probe_image: str = ""
+    allowed_paths: tuple[str, ...] = ()
+
+
+class DockerProvider(DockerHost):
+    """Containers on one Docker Engine (`url`), or on several by name (`hosts`).
+
+    `pull` says when an image is fetched: `missing`, `always` (also where the name has moved on) or `never`.
+    `image_policy: digest` refuses images that are not named by digest. `cache` is the volume in which
+    downloaded weights and compiled kernels are kept on each host.
+    """
+
+    url: str = "unix:///var/run/docker.sock"
+    hosts: dict[str, DockerHost] = Field(default_factory=dict)
+    pull: Literal["never", "missing", "always"] = "missing"
+    image_policy: Literal["any", "digest"] = "any"
+    cache: str = "servestate-cache"
+
+    @property
+    def by_name(self) -> dict[str, DockerHost]:
+        """Every host by name; the only one, where `hosts` is left out, is this machine."""
+        return dict(self.hosts) or {LOCAL: self}
 
 
 class Providers(Schema):
@@ -66,10 +122,13 @@ class Providers(Schema):
 
 
 class WorkloadType(Schema):
-    """What a workload_type of the serving API means here."""
+    """What a workload_type of the serving API means here. `gpus` is how many each replica gets, exclusively
+    or `gpu_fraction` of each; `hosts` are those it may run on, all of the provider's where none is named."""
 
     provider: Literal["process", "docker"] = "process"
     gpus: Whole = Field(default=0, ge=0, le=64)
+    gpu_fraction: Fraction = 1.0
+    hosts: tuple[str, ...] = ()
 
 
 class _Timings(Schema):
@@ -80,20 +139,53 @@ class _Timings(Schema):
     stop_grace_s: Seconds | None = None
 
 
+class MountSettings(Schema):
+    """A folder or file of the host inside a container."""
+
+    source: str
+    target: str
+    read_only: Flag = True
+
+
+class ContainerSettings(Schema):
+    """What a container gets beyond the defaults, which are as little as possible: see `launch.Container`.
+    `port` is what the image's own program listens on (engine `command`)."""
+
+    user: str = ""
+    memory: Bytes | None = None
+    cpus: float | None = Field(default=None, gt=0, le=4096)
+    pids: Whole | None = Field(default=None, ge=16)
+    shm_size: Bytes | None = None
+    network: str = ""
+    mounts: tuple[MountSettings, ...] = ()
+    read_only: Flag = True
+    port: Whole | None = Field(default=None, ge=1, le=65535)
+
+
 class ModelVersion(_Timings):
     """How one version of a model is run.
 
-    `source` is where the weights are. `args` are added to the engine's arguments; `argv` is the whole
-    command of the engine `command` and contains `{port}`. `env` values may be secret references.
-    `health_path` answers 200 once the engine can serve.
+    `source` is where the weights are: `file://PATH`, or `hf://ORG/NAME` where the engine loads from the
+    Hugging Face hub. The block named as the engine holds its typed options; `args` are added to its
+    arguments; `argv` is the whole command of the engine `command` and contains `{port}`. `env` values may be
+    secret references. `health_path` answers 200 once the engine can serve, the engine's own where it is
+    left out. `image` and `container` are for the provider docker, `python` (the interpreter of an environment
+    that has the engine) for the provider process.
     """
 
-    engine: Literal["llamacpp", "command"]
+    engine: Literal["llamacpp", "vllm", "transformers", "mlflow", "command"]
     source: str = ""
     args: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
-    health_path: str = "/health"
+    health_path: str = ""
+    image: str = ""
+    python: str = ""
+    container: ContainerSettings = ContainerSettings()
+    vllm: VllmOptions | None = None
+    llamacpp: LlamaCppOptions | None = None
+    transformers: TransformersOptions | None = None
+    mlflow: MlflowOptions | None = None
 
 
 class Model(Schema):
@@ -104,10 +196,12 @@ class Model(Schema):
 
 
 class Override(_Timings):
-    """What one address does differently: `endpoint` for all its entities, `endpoint/entity` for one."""
+    """What one address does differently: `endpoint` for all its entities, `endpoint/entity` for one.
+    `strategy` forces the order of a replacement, which the plan otherwise chooses by what fits."""
 
     args: tuple[str, ...] = ()
     strategy: Literal["surge", "recreate"] | None = None
+    hosts: tuple[str, ...] = ()
 
 
 _EVERY_CLASS_LOCAL = {name: WorkloadType() for name in WORKLOAD_TYPES}

@@ -112,7 +112,7 @@ def _engine_problems(version: ModelVersion) -> list[tuple[str, str, tuple[str, .
             problems.append((f"has argv, which engine {version.engine} does not take", "use args", ("argv",)))
         if not version.source:
             problems.append(("has no source", "add source: where the weights are, file://PATH", ()))
-    if not _PATH.match(version.health_path):
+    if version.health_path and not _PATH.match(version.health_path):
         problems.append(("has a health_path that is no path", 'start it with "/"', ("health_path",)))
     return problems
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from servestate.planner.launch import LaunchSpec
-from servestate.providers.engines.engine import Command, NeedsFile, NeedsModule
+from servestate.planner.launch import LaunchSpec, Mount
+from servestate.planner.spec.engine_options import flag_of
+from servestate.providers.engines.engine import (
+    MODEL_ROOT,
+    Command,
+    ContainerCommand,
+    FirstRequest,
+    Need,
+    NeedsFile,
+    NeedsModule,
+)
+from servestate.providers.engines.first_request import openai_request
 from servestate.providers.protocol import PermanentError
 
 SERVER = "servestate.providers.engines.llamacpp_server"
@@ -16,15 +26,13 @@ GGUF_MAGIC = b"GGUF"
 class LlamaCppEngine:
     """Serves one GGUF file. The spec's args are flags of `llamacpp_server`."""
 
-    def command(self, spec: LaunchSpec, port: int, base_dir: Path) -> Command:
+    def command(self, spec: LaunchSpec, port: int, base_dir: Path, key_file: Path | None) -> Command:
         """See `Engine.command`."""
         model = gguf_path(spec, base_dir)
         # -P: the working directory is the user's and must not shadow modules.
-        start = (sys.executable, "-P", "-m", SERVER, "--model", str(model), "--alias", spec.model)
-        address = ("--host", "127.0.0.1", "--port", str(port))
-        task = ("--embeddings",) if spec.task == "llm/v1/embeddings" else ()
-        needs = (
-            NeedsModule("xllamacpp", "install it: pip install 'servestate[llamacpp]'"),
+        start = (spec.python or sys.executable, "-P", "-m", SERVER)
+        flags = _flags(spec, str(model), "127.0.0.1", port, str(key_file) if key_file else None)
+        needs: tuple[Need, ...] = (
             NeedsFile(
                 model,
                 GGUF_MAGIC,
@@ -32,7 +40,38 @@ class LlamaCppEngine:
                 "point `source` at a GGUF file; relative paths start at the bundle's folder",
             ),
         )
-        return Command((*start, *address, *task, *spec.args), spec.health_path, needs=needs)
+        if not spec.python:
+            needs = (NeedsModule("xllamacpp", "install it: pip install 'servestate[llamacpp]'"), *needs)
+        return Command((*start, *flags), needs=needs)
+
+    def container(self, spec: LaunchSpec, base_dir: Path, key_file: str | None) -> ContainerCommand:
+        """See `Engine.container`. The image's entrypoint takes the flags of llama.cpp's own server."""
+        assert spec.container is not None, "resolve() gives every container spec its container"
+        model = gguf_path(spec, base_dir)
+        inside = f"{MODEL_ROOT}/{model.name}"
+        flags = _flags(spec, inside, "0.0.0.0", spec.container.port, key_file)  # noqa: S104  # inside only
+        return ContainerCommand(flags, spec.container.port, mounts=(Mount(str(model), inside),))
+
+    def key_text(self, key: str) -> str:
+        """See `Engine.key_text`. One key a line."""
+        return f"{key}\n"
+
+    def phase(self, line: str) -> str:
+        """See `Engine.phase`. It is ready too soon to tell of phases."""
+        return ""
+
+    def first_request(self, spec: LaunchSpec) -> FirstRequest | None:
+        """See `Engine.first_request`."""
+        return openai_request(spec)
+
+
+def _flags(spec: LaunchSpec, model: str, host: str, port: int, key_file: str | None) -> tuple[str, ...]:
+    flags = ["--model", model, "--alias", spec.model, "--host", host, "--port", str(port)]
+    flags += ["--api-key-file", key_file] if key_file else []
+    flags += ["--embeddings"] if spec.task == "llm/v1/embeddings" else []
+    for name, value in spec.options:
+        flags += [flag_of(name), str(value)]
+    return (*flags, *spec.args)
 
 
 def gguf_path(spec: LaunchSpec, base_dir: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 POOLING = ("none", "mean", "cls", "last", "rank")
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("-a", "--alias", required=True)
     flags.add_argument("--host", required=True)
     flags.add_argument("--port", type=int, required=True)
+    flags.add_argument("--api-key-file", type=Path)
     flags.add_argument("-c", "--ctx-size", type=int)
     flags.add_argument("-np", "--parallel", type=int)
     flags.add_argument("-t", "--threads", type=int)
@@ -63,6 +65,8 @@ def configure(params: Any, flags: argparse.Namespace, pooling_types: Any) -> Non
     params.model_alias = {flags.alias}
     params.hostnames = [flags.host]
     params.port = flags.port
+    if "api_key_file" in given:
+        params.api_keys = flags.api_key_file.read_text().split()
     params.offline = True
     params.ui = False
     params.endpoint_slots = False  # it shows the prompts of other callers

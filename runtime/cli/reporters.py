@@ -15,6 +15,7 @@ from servestate.planner.steps import (
     Launch,
     Node,
     PublishTable,
+    Pull,
     Register,
     RewriteTable,
     Step,
@@ -48,6 +49,8 @@ def subject(step: Step) -> str:
             return str(endpoint)
         case RewriteTable():
             return "routing table"
+        case Pull():
+            return step.image
         case Forget(address):
             return str(address).partition("@")[0]
         case _:
@@ -56,6 +59,7 @@ def subject(step: Step) -> str:
 
 # step -> what it does, and what it has done
 _WORDS: dict[type, tuple[str, str]] = {
+    Pull: ("Pulling", "Pull complete"),
     Launch: ("Creating", "Launched"),
     AwaitReady: ("Waiting until ready", "Creation complete"),
     Register: ("Creating", "Creation complete"),
@@ -78,6 +82,8 @@ def words(step: Step) -> tuple[str, str]:
 def identity_of(step: Step) -> str:
     """` [id=…]` where the step has an object with one."""
     match step:
+        case Pull(_, host, _, digest):
+            return f" [id={digest} on {host}]"
         case Stop(_, _, handle, _) if handle:
             return f" [id={handle}]"
         case Launch(address) | AwaitReady(address) | Register(address) | Drain(address):

@@ -173,7 +173,7 @@ class Registry:
         return LiveEntity(entity, backends, answer_fields, counters)
 
     def _request_fields(self, endpoint: str, entity: EntityRoute) -> bytes:
-        """The header lines that the operator configured, the credential among them."""
+        """The header lines that the operator configured for all replicas, the credential among them."""
         fields = list(entity.headers)
         if entity.credential is not None:
             value = entity.credential.prefix + fill(entity.credential.secret, self._secrets).reveal()
@@ -192,6 +192,9 @@ class Registry:
         url = urlsplit(backend.url)
         origin = self._origin(url)
         gauge = self.gauges.setdefault(backend.replica, Gauge())
+        if backend.key:
+            key = fill(backend.key, self._secrets).reveal()
+            fields += f"Authorization: Bearer {key}\r\n".encode("ascii")
         heads = {kind: _head(entity, url, kind, fields) for kind in KINDS}
         where = f"x-servestate-replica: {backend.replica}\r\n".encode("ascii")
         return LiveBackend(backend.replica, origin, gauge, heads, answer_fields + where)

@@ -23,6 +23,7 @@ from servestate.providers.census import Tree
 from servestate.providers.ports import Ports
 from servestate.providers.process import ProcessProvider
 from servestate.providers.protocol import Failed, Launched, Marks, Readiness, Ready
+from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.secrets import EnvSecrets
 
 T = TypeVar("T")
@@ -54,7 +55,12 @@ class Site:
 
     def provider(self, ports: Ports | None = None) -> ProcessProvider:
         """A provider as a new command would make it."""
-        return ProcessProvider(self.root, self.folder, EnvSecrets(self.secrets), ports or self.ports)
+        return ProcessProvider(
+            self.root,
+            self.folder,
+            EngineKeys(self.folder / "engine.key", EnvSecrets(self.secrets)),
+            ports or self.ports,
+        )
 
     def marks(self, address: InstanceAddress = ADDRESS) -> Marks:
         return Marks(self.lineage, address, generation=7, op=uuid.uuid4().hex)

@@ -18,6 +18,7 @@ from servestate.providers import rundir, spawn
 from servestate.providers.ports import Ports
 from servestate.providers.process import ProcessProvider
 from servestate.providers.protocol import Marks
+from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.secrets import EnvSecrets
 
 PLACES = {
@@ -48,7 +49,9 @@ def die_at(name: str, when: str) -> None:
 
 async def main(folder: Path, lineage: str, engine: str, place: str) -> None:
     ports = Ports(registry=folder / "ports" / "registry")
-    provider = ProcessProvider(folder / "run", folder, EnvSecrets({}), ports)
+    provider = ProcessProvider(
+        folder / "run", folder, EngineKeys(folder / "engine.key", EnvSecrets({})), ports
+    )
     argv = (sys.executable, "-I", "-S", engine, "--port", "{port}")
     marks = Marks(lineage, InstanceAddress("multi-model", "current", "3f9a1c27"), 7, "op")
     name, _, when = place.partition(".")
