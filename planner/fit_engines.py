@@ -225,8 +225,9 @@ class Vllm(EngineMemory):
         of_2 = _ONLINE_BYTES_OF_2.get(self.asked.quantization)
         if of_2 is None or self.facts.quantization:
             return size
-        embeddings = min(2 * self.facts.vocab_size * self.facts.hidden_size, self.facts.parameters)
-        return min(size, 2 * embeddings + (self.facts.parameters - embeddings) * of_2 // 2)
+        parameters = self.facts.parameters or size // 2
+        embeddings = min(2 * self.facts.vocab_size * self.facts.hidden_size, parameters)
+        return min(size, 2 * embeddings + (parameters - embeddings) * of_2 // 2)
 
     def kv(self, context: int) -> int:
         """One sequence, in whole blocks; a window also holds the batch on its way through it."""
