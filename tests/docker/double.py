@@ -156,9 +156,9 @@ def _swell() -> None:
 
 def main(argv: list[str]) -> int:
     flags = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if flags.ignore_sigterm else lambda *_: os._exit(0))
     for line in flags.log:
         print(line, file=sys.stderr, flush=True)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if flags.ignore_sigterm else lambda *_: os._exit(0))
     if flags.exit_after is not None:
         threading.Timer(flags.exit_after, os._exit, (flags.exit_code,)).start()
     if flags.oom:

@@ -178,6 +178,7 @@ def _import_base(client: docker.DockerClient, reference: str) -> None:
 
 def _bootstrap(folder: Path, archive: Path) -> None:
     """Make the root file system in `folder` and pack it. Needs root."""
+    assert shutil.which(BOOTSTRAP[0]), f"{BOOTSTRAP[0]} is missing: apt-get install {BOOTSTRAP[0]}"
     root, packed = folder / "root", folder / "root.tar"
     done = subprocess.run([*BOOTSTRAP, root], capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(BOOTSTRAP)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -64,6 +65,7 @@ class Registry:
 @contextmanager
 def registry(folder: Path, authenticated: bool = False) -> Iterator[Registry]:
     """An empty one that keeps its files in `folder`; with `authenticated` it knows one account."""
+    assert shutil.which(PROGRAM), f"{PROGRAM} is missing: apt-get install {PROGRAM}"
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = CONFIG.format(root=folder / "data", port=port)
