@@ -59,7 +59,8 @@ def tiny(client: docker.DockerClient) -> str:
     Its httpd sets no handler for SIGTERM: as the first process it ends by that only under an init.
     """
     assert BUSYBOX.exists(), f"{BUSYBOX} is missing: apt-get install busybox-static"
-    inputs = [BUSYBOX.read_bytes(), _busybox_files.__code__.co_code, *(x.encode() for x in TINY_CHANGES)]
+    files = [part for entry, data in _busybox_files() for part in (entry.tobuf(), data)]
+    inputs = [*files, *(change.encode() for change in TINY_CHANGES)]
     return _built(client, "tiny", inputs, lambda tag: _import_tiny(client, tag))
 
 
