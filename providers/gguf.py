@@ -16,7 +16,8 @@ from servestate.providers.model_files import MAX_HEADER, Span, Weights, not_a_mo
 MAGIC = b"GGUF"
 _CHUNK = 4 << 20  # read at once: most heads are 1 to 10 MB, nearly all of it the tokenizer
 _MAX_ENTRIES = 100_000  # metadata keys, and tensors
-_MAX_ARRAY = 4_000_000  # the largest tokenizers have about 600,000 merges
+_MAX_STRING = 4_000_000  # bytes; the longest are chat templates
+_MAX_ARRAY = 2_000_000  # the largest tokenizers have about 600,000 merges
 _MAX_KEPT = 4_096  # per-layer lists are kept; token lists are only counted
 _ALIGNMENT = 32
 
@@ -116,7 +117,7 @@ class _Head:
 
     def text(self) -> str:
         """A string."""
-        return self.take(self.count(MAX_HEADER, "bytes in a string")).decode(errors="replace")
+        return self.take(self.count(_MAX_STRING, "bytes in a string")).decode(errors="replace")
 
     def value(self) -> Value | ArrayLength:
         """A metadata value. Arrays longer than any per-layer list are skipped."""
@@ -140,7 +141,7 @@ class _Head:
         length = self.count(_MAX_ARRAY, "values in an array")
         if kind == _STRING:
             for _ in range(length):
-                self.take(self.count(MAX_HEADER, "bytes in a string"))
+                self.take(self.count(_MAX_STRING, "bytes in a string"))
             return ArrayLength(length)
         code = self._code(kind)
         if length > _MAX_KEPT:

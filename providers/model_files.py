@@ -78,7 +78,8 @@ class LocalFile:
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
-                return file.read(size)
+                # Never more than there is: a read sets aside what it is asked for.
+                return file.read(max(0, min(size, self.size - start)))
         except OSError as error:
             raise unreadable(self.path, error) from error
 
