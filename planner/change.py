@@ -53,6 +53,7 @@ class Reason(StrEnum):
     CANNOT_UPDATE = "replace_because_cannot_update"
     TAINTED = "replace_because_tainted"
     DRIFT = "drift"
+    IMAGE_MOVED = "image_digest_moved"
     RESUMED = "resumed"
     NOT_CONFIGURED = "delete_because_no_resource_config"
 
@@ -71,7 +72,8 @@ class FieldDiff:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One object that apply changes. `before` and `after` are its attributes as JSON values, None where it
-    does not exist; `note` is a line for people; `blocked` says what forbids it, empty where nothing does."""
+    does not exist; `note` is a line for people, `remarks` are further ones: where it goes, whether it fits,
+    what it is granted; `blocked` says what forbids it, empty where nothing does."""
 
     address: EndpointAddress | EntityAddress
     action: Action
@@ -82,3 +84,4 @@ class Change:
     fields: tuple[FieldDiff, ...] = ()
     note: str = ""
     blocked: str = ""
+    remarks: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from servestate.planner.address import (
     parse_address,
     parse_instance,
 )
+from servestate.planner.capacity import HostUse
 from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
 from servestate.planner.drift import Drift, DriftKind
 from servestate.planner.graph import build
@@ -193,6 +194,7 @@ def _plan_body(plan: Plan) -> Json:
         "desired_digest": plan.desired_digest,
         "destroy": plan.destroy,
         "unchanged": plan.unchanged,
+        "capacity": [[u.host, u.total, u.before, u.peak, u.after] for u in plan.capacity],
         "observed": {address: dict(facts) for address, facts in plan.observed},
         "drift": [[d.address, str(d.kind), d.recorded, d.live] for d in plan.drift],
         "changes": [_change_to_json(c) for c in plan.changes],
@@ -205,6 +207,7 @@ def _plan_from(body: Json) -> Plan:
     found["observed"] = tuple((a, tuple(sorted(f.items()))) for a, f in sorted(body["observed"].items()))
     found["drift"] = tuple(Drift(a, DriftKind(k), r, live) for a, k, r, live in body["drift"])
     found["changes"] = tuple(_change_from(c) for c in body["changes"])
+    found["capacity"] = tuple(HostUse(*use) for use in body["capacity"])
     found["nodes"] = tuple(_node_from(n) for n in body["steps"])
     build(found["nodes"])  # raises where steps need each other in a circle
     return Plan(**found)
@@ -221,6 +224,7 @@ def _change_to_json(change: Change) -> Json:
         "fields": [{"path": f.path, "old": f.old, "new": f.new, "forces": f.forces} for f in change.fields],
         "note": change.note,
         "blocked": change.blocked,
+        "remarks": list(change.remarks),
     }
 
 
@@ -238,6 +242,7 @@ def _change_from(value: Json) -> Change:
         fields=tuple(FieldDiff(**f) for f in value["fields"]),
         note=value["note"],
         blocked=value["blocked"],
+        remarks=tuple(value["remarks"]),
     )
 
 

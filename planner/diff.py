@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from servestate.planner.address import EndpointAddress, EntityAddress
 from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
 from servestate.planner.fields import FORCES_REPLACEMENT
-from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.grants import grants
+from servestate.planner.launch import Container, LaunchSpec, Spec
 from servestate.planner.live import Live
-from servestate.planner.match import Match, Need, is_alive
+from servestate.planner.match import Match, Need, changed_fields, is_alive, is_intact
 from servestate.planner.resolve import ResolvedEndpoint
 from servestate.planner.revision import spec_to_json
 from servestate.planner.rollout import recreates
@@ -38,9 +40,16 @@ def diff_endpoint(
         name = match.entity.name
         change = _entity_change(desired.name, match, before.get(name), after[name], record, live)
         if change is not None:
-            yield change
+            yield replace(change, remarks=tuple(_remarks(match)))
     for instances in removed:
         yield _entity_removed(instances, before, Reason.NOT_CONFIGURED)
+
+
+def _remarks(match: Match) -> Iterator[str]:
+    """Where a launch goes and what it is granted."""
+    yield from match.placed.remarks
+    if match.need is Need.LAUNCH and isinstance(match.entity.spec, LaunchSpec):
+        yield from grants(match.entity.spec)
 
 
 def delete_endpoint(
@@ -152,28 +161,22 @@ def _replacement(
         seen = live.instances.get(previous.address)
         gone = Change(address, Action.CREATE, Reason.DRIFT, _category(match), None, after)
         if seen is None:
-            return _with_note(gone, "it is gone")
+            return replace(gone, note="it is gone")
         if seen.status == "exited":
-            return _with_note(gone, f"it exited: {seen.why.splitlines()[0]}" if seen.why else "it exited")
+            return replace(gone, note=f"it exited: {seen.why.splitlines()[0]}" if seen.why else "it exited")
         reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
+    elif not is_intact(previous, live):
+        told = ", ".join(f"{n} {was} -> {now or 'none'}" for n, was, now in changed_fields(previous, live))
+        reason, note = Reason.DRIFT, f"somebody changed it: {told}"
+    elif [f.path for f in fields] == ["container.digest"]:
+        reason, note = Reason.IMAGE_MOVED, "the name of its image means another image now"
+    elif not any(f.forces for f in fields) and previous.placement.host not in match.entity.hosts:
+        reason, note = Reason.CANNOT_UPDATE, f"it may not run on {previous.placement.host} any more"
     else:
         reason, note = Reason.CANNOT_UPDATE, _last_failure(match)
     category = _category(match)
     action = Action.DELETE_THEN_CREATE if category is Category.RECREATE else Action.CREATE_THEN_DELETE
     return Change(address, action, reason, category, before, after, fields, note)
-
-
-def _with_note(change: Change, note: str) -> Change:
-    return Change(
-        change.address,
-        change.action,
-        change.reason,
-        change.category,
-        change.before,
-        change.after,
-        change.fields,
-        note,
-    )
 
 
 def _category(match: Match) -> Category:
@@ -206,6 +209,7 @@ def _entity_removed(
 # The fields of a launch spec, as they stand among the attributes of an entity.
 _LAUNCH_FIELDS = frozenset(
     {"provider", "engine", "source", "args", "env", "health_path", "task", "kind", "url"}
+    | {"options", "gpus", "gpu_fraction", "python", "container"}
 )
 _LAUNCH_FIELDS |= {"model", "auth_header", "auth_prefix", "secret", "headers"}
 
@@ -226,13 +230,28 @@ def _entities(block: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 def _entity_attributes(block: dict[str, Any], spec: Spec) -> dict[str, Any]:
     """What the user wrote and what it was resolved to. Lists of pairs become maps for reading."""
     facts = {k: v for k, v in spec_to_json(spec).items() if k != "type" and v not in ("", (), [])}
-    for pairs in ("env", "headers"):
+    for pairs in ("env", "headers", "options"):
         if pairs in facts:
             facts[pairs] = dict(facts[pairs])
     if "args" in facts:
         facts["args"] = list(facts["args"])
+    if "container" in facts:
+        facts["container"] = _container_attributes(facts["container"])
     written = {k: v for k, v in block.items() if k not in ("environment_vars", "external_model")}
     return {**written, **facts}
+
+
+_CONTAINER_DEFAULTS = asdict(Container(""))
+
+
+def _container_attributes(container: dict[str, Any]) -> dict[str, Any]:
+    """What is not as for every container; mounts by target, read-only ones marked."""
+    told = {k: v for k, v in container.items() if v != _CONTAINER_DEFAULTS[k]}
+    if "mounts" in told:
+        told["mounts"] = {
+            m["target"]: m["source"] + (" (read-only)" if m["read_only"] else "") for m in told["mounts"]
+        }
+    return told
 
 
 def field_diffs(before: dict[str, Any], after: dict[str, Any]) -> tuple[FieldDiff, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from servestate.planner.launch import ExternalSpec
-from servestate.planner.live import Live, LiveStatus, Observation
-from servestate.planner.match import strays
+from servestate.planner.live import Live, LiveStatus
+from servestate.planner.match import changed_fields, strays
 from servestate.planner.state import Instance, Phase, State
 
 
@@ -18,6 +18,7 @@ class DriftKind(StrEnum):
     GONE = "gone"
     EXITED = "exited"
     PAUSED = "paused"
+    CHANGED = "changed"
     REPLACED = "replaced"
     UNKNOWN = "unknown"
     TABLE = "table"
@@ -40,7 +41,7 @@ _EXPECTED_LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
 
 def find_drift(state: State, live: Live) -> list[Drift]:
     """Every difference, by address. Interrupted intents are not drift: `settle` deals with them."""
-    found = [d for i in state.instances.values() if (d := _of_instance(i, live.instances.get(i.address)))]
+    found = [d for i in state.instances.values() if (d := _of_instance(i, live))]
     found += [
         Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {seen.handle}")
         for seen in strays(state, live)
@@ -55,7 +56,8 @@ def _is_reported(instance: Instance | None) -> bool:
     return instance is not None and instance.phase in _EXPECTED_LIVE
 
 
-def _of_instance(instance: Instance, seen: Observation | None) -> Drift | None:
+def _of_instance(instance: Instance, live: Live) -> Drift | None:
+    seen = live.instances.get(instance.address)
     if isinstance(instance.spec, ExternalSpec) or instance.phase not in _EXPECTED_LIVE:
         return None
     address, recorded = str(instance.address), f"{instance.phase} as {instance.handle}"
@@ -67,6 +69,10 @@ def _of_instance(instance: Instance, seen: Observation | None) -> Drift | None:
         return Drift(address, DriftKind.EXITED, recorded, f"exited: {seen.why}" if seen.why else "exited")
     if seen.status is LiveStatus.PAUSED:
         return Drift(address, DriftKind.PAUSED, recorded, "paused")
+    if changed := changed_fields(instance, live):
+        was = ", ".join(f"{name} {before or 'none'}" for name, before, _ in changed)
+        now = ", ".join(f"{name} {after or 'none'}" for name, _, after in changed)
+        return Drift(address, DriftKind.CHANGED, was, now)
     return None
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from servestate.planner.address import EntityAddress, InstanceAddress
-from servestate.planner.launch import ExternalSpec
+from servestate.planner.launch import ExternalSpec, Placement
 from servestate.planner.live import Live, LiveStatus, Observation
+from servestate.planner.placed import UNPLACED, Placed
 from servestate.planner.resolve import ResolvedEntity
 from servestate.planner.state import (
     Event,
@@ -37,12 +38,15 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The instance that shall serve a desired entity, what it needs, and what it takes the place of."""
+    """The instance that shall serve a desired entity, what it needs, and what it takes the place of.
+    `present` is where it is already, None where it has to be launched; `placed` is where it will be then."""
 
     entity: ResolvedEntity
     use: InstanceAddress
     need: Need
     old: tuple[Instance, ...]
+    present: Placement | None = None
+    placed: Placed = UNPLACED
 
 
 def settle(state: State, live: Live) -> Iterator[Event]:
@@ -64,6 +68,20 @@ def is_alive(instance: Instance, live: Live) -> bool:
         return True
     seen = live.instances.get(instance.address)
     return seen is not None and seen.status is LiveStatus.RUNNING and seen.handle == instance.handle
+
+
+def is_intact(instance: Instance, live: Live) -> bool:
+    """Whether it is alive and nobody has changed it since it was launched."""
+    return is_alive(instance, live) and not changed_fields(instance, live)
+
+
+def changed_fields(instance: Instance, live: Live) -> list[tuple[str, str, str]]:
+    """What somebody has changed of it: field, the value at launch, the value now ("" where it has none)."""
+    seen = live.instances.get(instance.address)
+    if seen is None or not instance.fields:
+        return []
+    now = dict(seen.fields)
+    return [(name, was, now.get(name, "")) for name, was in instance.fields if now.get(name, "") != was]
 
 
 def by_entity(instances: Iterable[Instance]) -> Mapping[EntityAddress, list[Instance]]:
@@ -96,11 +114,18 @@ def match(
     endpoint: str, entity: ResolvedEntity, recorded: list[Instance], unknown: list[Observation], live: Live
 ) -> Match:
     """The match of one entity. `recorded` and `unknown` are the instances and strays of that entity."""
-    usable = [i for i in recorded if i.address.revision == entity.revision and _is_usable(i, live)]
+    usable = [
+        i
+        for i in recorded
+        if i.address.revision == entity.revision
+        and _is_usable(i, live)
+        and (i.placement.host in entity.hosts or i.phase is Phase.LAUNCHING)
+    ]
     if usable:
         best = min(usable, key=lambda i: (_PREFERENCE[i.phase], i.address.replica))
         old = tuple(i for i in recorded if i is not best)
-        return Match(entity, best.address, _NEEDS[best.phase], old)
+        present = None if best.phase is Phase.LAUNCHING else best.placement
+        return Match(entity, best.address, _NEEDS[best.phase], old, present)
     # Where several share an address, which one a provider would hand back is its own choice: adopt none.
     taken = {i.address for i in recorded} | {s.address for s in live.duplicates}
     adoptable = [
@@ -109,18 +134,21 @@ def match(
         if s.address.revision == entity.revision
         and s.status is LiveStatus.RUNNING
         and s.address not in taken
+        and s.placement.host in entity.hosts
         and live.instances.get(s.address) is s
     ]
     taken |= {s.address for s in unknown}
     address = adoptable[0] if adoptable else _free_address(endpoint, entity, taken)
     external = isinstance(entity.spec, ExternalSpec)
-    return Match(entity, address, Need.REGISTER if external else Need.LAUNCH, tuple(recorded))
+    present = live.instances[address].placement if adoptable else None
+    need = Need.REGISTER if external else Need.LAUNCH
+    return Match(entity, address, need, tuple(recorded), present)
 
 
 def _is_usable(instance: Instance, live: Live) -> bool:
     if instance.phase is Phase.LAUNCHING:
         return instance.address not in live.instances  # settle() has dealt with those that are
-    return instance.phase in _PREFERENCE and is_alive(instance, live)
+    return instance.phase in _PREFERENCE and is_intact(instance, live)
 
 
 def _free_address(endpoint: str, entity: ResolvedEntity, taken: set[InstanceAddress]) -> InstanceAddress:

@@ -7,18 +7,23 @@ from dataclasses import dataclass, replace
 
 from servestate.planner import diff, graph, rollout
 from servestate.planner.address import EntityAddress, InstanceAddress
+from servestate.planner.capacity import HostUse, crowd, open_books, uses
 from servestate.planner.change import Change, Reason
+from servestate.planner.claims import Books
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.drift import Drift, find_drift
 from servestate.planner.live import Live, Observation
-from servestate.planner.match import Match, by_entity, match, settle, strays
+from servestate.planner.match import Match, Need, by_entity, match, settle, strays
+from servestate.planner.pin import pin
+from servestate.planner.placed import Placed
+from servestate.planner.placement import Placer
+from servestate.planner.pulls import with_pulls
 from servestate.planner.resolve import Resolved, ResolvedEndpoint
 from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, State, apply_event
 from servestate.planner.steps import Drain, Launch, Node, RewriteTable, Stop
+from servestate.planner.surroundings import ALONE, Facts, Surroundings, host_facts
 from servestate.planner.unconfigured import with_recorded_config
 from servestate.planner.version import VERSION
-
-Facts = tuple[tuple[str, str], ...]
 
 ABSENT: Facts = (("status", "absent"),)
 """What a plan observed of something that it relies on not being there."""
@@ -29,7 +34,8 @@ class Plan:
     """What apply would do, and all it relies on.
 
     `lineage` and `serial` name the state it was made against, `desired_digest` the configuration, `observed`
-    what was seen of every live object it touches. `unchanged` counts the endpoints that need nothing.
+    what was seen of every live object it touches and of every host whose GPUs it counts on. `unchanged`
+    counts the endpoints that need nothing; `capacity` is the use of GPUs, empty where none is held.
     """
 
     lineage: str
@@ -41,6 +47,7 @@ class Plan:
     changes: tuple[Change, ...]
     nodes: tuple[Node, ...]
     unchanged: int
+    capacity: tuple[HostUse, ...] = ()
     destroy: bool = False
     format_version: int = FORMAT_VERSION
     servestate_version: str = VERSION
@@ -66,38 +73,112 @@ class _Drafts:
     unchanged: int = 0
 
 
-def make_plan(desired: Resolved, state: State, live: Live, *, destroy: bool = False) -> Plan:
+def make_plan(
+    desired: Resolved,
+    state: State,
+    live: Live,
+    surroundings: Surroundings = ALONE,
+    *,
+    destroy: bool = False,
+) -> Plan:
     """The plan that takes the world from `live` to `desired`. Same arguments, same bytes.
 
-    Raises InvalidInput when another owner's endpoint is in the way, or when an endpoint without config has
-    nothing to take it from.
+    Raises InvalidInput when another owner's endpoint is in the way, when an endpoint without config has
+    nothing to take it from, when an image is not to be had, or when something does not fit.
     """
     _check_owners(desired, state)
     settled = settled_state(state, live)
-    drafts = _Drafts([], [], set())
-    per_endpoint = _per_endpoint(by_entity(settled.instances.values()))
+    groups = by_entity(settled.instances.values())
+    per_endpoint = _per_endpoint(groups)
     unknown = strays(settled, live)
+    desired = pin(_configured(desired, settled, per_endpoint), groups, surroundings)
+    matches = {e.name: _matches(e, per_endpoint.get(e.name, {}), unknown, live) for e in desired.endpoints}
+    ending = _ending(desired, settled, per_endpoint)
+    books = open_books(live, settled.instances, matches, ending, unknown)
+    matches = _placed(matches, books, surroundings, live)
+    drafts = _Drafts([], [], set())
     for endpoint in desired.endpoints:
         record = settled.endpoints.get(endpoint.name)
-        _plan_endpoint(
-            endpoint, desired.bundle, record, per_endpoint.get(endpoint.name, {}), unknown, live, drafts
-        )
+        mine = per_endpoint.get(endpoint.name, {})
+        _plan_endpoint(endpoint, desired.bundle, record, mine, matches[endpoint.name], live, drafts)
     reason = Reason.NONE if destroy else Reason.NOT_CONFIGURED
     _plan_deletions(desired, settled, per_endpoint, reason, drafts)
     _plan_leftovers(unknown, live, drafts)
     _plan_table(settled, live, drafts)
+    nodes = with_pulls(drafts.nodes, surroundings)
+    if any(change.blocked for change in drafts.changes):
+        nodes = _without_blocked(nodes)
     return Plan(
         lineage=state.lineage,
         serial=state.serial,
         bundle=desired.bundle,
         desired_digest=desired.digest,
-        observed=_observed(drafts.touched, live),
+        observed=_observed(drafts.touched, live) + hosts_observed(nodes, surroundings),
         drift=tuple(find_drift(settled, live)),
         changes=tuple(drafts.changes),
-        nodes=tuple(graph.build(drafts.nodes).nodes.values()),
+        nodes=tuple(graph.build(nodes).nodes.values()),
         unchanged=drafts.unchanged,
+        capacity=uses(books, surroundings) if drafts.nodes else (),
         destroy=destroy,
     )
+
+
+def _configured(desired: Resolved, state: State, per_endpoint: Mapping[str, _Groups]) -> Resolved:
+    """`desired` with what endpoints without a config have on record."""
+    endpoints = tuple(
+        with_recorded_config(e, state.endpoints.get(e.name), per_endpoint.get(e.name, {}))
+        for e in desired.endpoints
+    )
+    return replace(desired, endpoints=endpoints)
+
+
+def _ending(
+    desired: Resolved, state: State, per_endpoint: Mapping[str, _Groups]
+) -> frozenset[InstanceAddress]:
+    """The instances of endpoints that this plan takes away."""
+    wanted = {endpoint.name for endpoint in desired.endpoints}
+    names = [n for n in per_endpoint if n not in wanted and _may_end(state.endpoints.get(n), desired.bundle)]
+    return frozenset(i.address for n in names for group in per_endpoint[n].values() for i in group)
+
+
+def _may_end(record: EndpointRecord | None, owner: str) -> bool:
+    return record is None or (record.owner == owner and not record.protected)
+
+
+def _placed(
+    matches: Mapping[str, list[Match]], books: Books, surroundings: Surroundings, live: Live
+) -> dict[str, list[Match]]:
+    """The matches with the places of their launches. Raises InvalidInput with all that cannot be placed."""
+    every = [match for group in matches.values() for match in group]
+    launched = [match for match in every if match.need in (Need.LAUNCH, Need.AWAIT)]
+    placer = Placer(books, surroundings, crowd(live))
+    places = placer.place(launched)
+    if placer.refused:
+        raise InvalidInput(placer.refused)
+    return {name: _with_places(group, places) for name, group in matches.items()}
+
+
+def _with_places(matches: list[Match], places: Mapping[InstanceAddress, Placed]) -> list[Match]:
+    """The matches of one endpoint; what one of them vacates is vacated for all, whole entities at a time."""
+    vacated = {a for m in matches if m.use in places for a in places[m.use].vacates}
+    for one in matches:
+        if any(i.address in vacated for i in one.old):
+            vacated |= {i.address for i in one.old}
+    shared = tuple(sorted(vacated))
+    return [
+        replace(m, placed=replace(places[m.use], vacates=shared)) if m.use in places else m for m in matches
+    ]
+
+
+def _without_blocked(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes without edges to steps that are left out because they are blocked. Such a plan is shown and
+    never applied."""
+    kept = list(nodes)
+    ids = {node.id for node in kept}
+    return [
+        replace(n, needs=tuple(i for i in n.needs if i in ids), after=tuple(i for i in n.after if i in ids))
+        for n in kept
+    ]
 
 
 def settled_state(state: State, live: Live) -> State:
@@ -122,12 +203,10 @@ def _plan_endpoint(
     owner: str,
     record: EndpointRecord | None,
     groups: _Groups,
-    unknown: Sequence[Observation],
+    matches: list[Match],
     live: Live,
     drafts: _Drafts,
 ) -> None:
-    desired = with_recorded_config(desired, record, groups)
-    matches = _matches(desired, groups, unknown, live)
     wanted = {EntityAddress(desired.name, entity.name) for entity in desired.entities}
     removed = [instances for entity, instances in sorted(groups.items()) if entity not in wanted]
     nodes = list(
@@ -199,6 +278,17 @@ def _plan_table(state: State, live: Live, drafts: _Drafts) -> None:
 
 def _observed(touched: set[InstanceAddress], live: Live) -> tuple[tuple[str, Facts], ...]:
     return tuple((str(address), observed_facts(live, address)) for address in sorted(touched))
+
+
+def hosts_observed(nodes: Iterable[Node], surroundings: Surroundings) -> tuple[tuple[str, Facts], ...]:
+    """What the plan relies on of hosts: those on which it puts something on a GPU."""
+    launches = (node.step for node in nodes if isinstance(node.step, Launch))
+    names = sorted({step.placement.host for step in launches if step.placement.gpus})
+    return tuple((f"{HOST}{name}", host_facts(surroundings, name)) for name in names)
+
+
+HOST = "host:"
+"""Stands before the name of a host among what a plan observed."""
 
 
 def observed_facts(live: Live, address: InstanceAddress) -> Facts:

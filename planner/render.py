@@ -6,17 +6,19 @@ Rendering never raises, whatever the plan holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from servestate.planner.address import EndpointAddress, EntityAddress, InstanceAddress
+from servestate.planner.capacity import HostUse
 from servestate.planner.change import Action, Category, Change, Reason
 from servestate.planner.plan import Plan
 from servestate.planner.plural import counted
 from servestate.planner.revision import canonical_json
 from servestate.planner.rollout import is_of_stray
-from servestate.planner.steps import Forget, Node, PublishTable, RewriteTable, Stop
+from servestate.planner.steps import Forget, Node, PublishTable, Pull, RewriteTable, Stop
 
 RULE = "─" * 77
 NO_CHANGES = "No changes. Your infrastructure matches the configuration."
@@ -97,7 +99,23 @@ def _second_summary(plan: Plan) -> str:
     parts = [f"{n} {category}" for category, n in kinds if n]
     if plan.blocked:
         parts.insert(0, f"{len(plan.blocked)} blocked")
-    return f"Also: {', '.join(parts)}." if parts else ""
+    peak = _peak(plan)
+    if not parts and not peak:
+        return ""
+    return f"Also: {'; '.join(part for part in (', '.join(parts), peak) if part)}."
+
+
+def _peak(plan: Plan) -> str:
+    """How many GPUs are in use at the worst moment, host by host where there are several."""
+    if not plan.capacity:
+        return ""
+    if len(plan.capacity) == 1:
+        return f"peak {_share(plan.capacity[0])}"
+    return "peak " + ", ".join(f"{_share(use)} on {use.host}" for use in plan.capacity)
+
+
+def _share(use: HostUse) -> str:
+    return f"{use.peak} of {counted(use.total, 'GPU')}" if use.total else counted(use.peak, "GPU")
 
 
 def _drift(plan: Plan, palette: Palette) -> list[str]:
@@ -127,6 +145,8 @@ def _chore(node: Node, changed: set[str], ended: set[EndpointAddress | EntityAdd
     match node.step:
         case RewriteTable():
             return "the routing table is written again"
+        case Pull(_, host, image, digest):
+            return f"{image} is pulled to {host} ({digest})"
         case PublishTable(record) if record.name not in changed:
             return f"the routes of {record.name} are published again"
         case Stop(address, _, handle) if address.of not in ended or is_of_stray(node):
@@ -160,13 +180,19 @@ def render_change(change: Change, palette: Palette = PLAIN) -> Iterator[str]:
     """One change as a block of lines."""
     address = str(change.address)
     yield f"{palette.bold}  # {address} {_verb(change)}{palette.end}"
-    yield from (f"  # ({line})" for line in _remarks(change))
+    yield from (_remark(line, palette) for line in _remarks(change))
     glyph = change.action.glyph
     kind = "endpoint" if isinstance(change.address, EndpointAddress) else "served_entity"
     yield f'{_mark(glyph, palette)} resource "{kind}" "{address}" {{'
     forced = {field.path for field in change.fields if field.forces}
     yield from _body(change.before, change.after, 6, palette, forced, "")
     yield "    }"
+
+
+def _remark(line: str, palette: Palette) -> str:
+    """A warning is what a reviewer must not miss."""
+    warns = line.startswith("WARNING")
+    return f"  # {palette.destroy}({line}){palette.end}" if warns else f"  # ({line})"
 
 
 def _verb(change: Change) -> str:
@@ -188,6 +214,7 @@ def _remarks(change: Change) -> Iterator[str]:
         yield f"because {change.address} is not in configuration"
     if change.note:
         yield change.note
+    yield from change.remarks
     if change.category is Category.RECREATE:
         yield "the old one stops before the new one starts: no answer in between"
     if change.blocked:
@@ -260,9 +287,14 @@ def _glyph(key: str, was: dict[str, Any], now: dict[str, Any]) -> str:
     return " " if was[key] == now[key] else "~"
 
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, list):
         return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, str) and _DIGEST.match(value):
+        return f'"{value[:19]}…"'
     return canonical_json(value)

@@ -208,7 +208,7 @@ def _launch_spec(
         gpus=placed.gpus,
         gpu_fraction=placed.gpu_fraction if placed.gpus else 1.0,
         python=version.python if placed.provider == "process" else "",
-        container=_container(version) if placed.provider == "docker" else None,
+        container=_container(version, placed.gpus) if placed.provider == "docker" else None,
     )
 
 
@@ -222,7 +222,14 @@ def _options(version: ModelVersion) -> tuple[tuple[str, Scalar], ...]:
     return tuple(sorted(block.model_dump(exclude_none=True).items())) if block is not None else ()
 
 
-def _container(version: ModelVersion) -> Container:
+_SHM = {"vllm": 2**30}
+"""Bytes of shared memory that an engine's own processes pass data through; Docker gives 64 MiB."""
+
+_SHM_FOR_SEVERAL = 8
+"""Times as much where several GPUs work together: their processes exchange tensors through it."""
+
+
+def _container(version: ModelVersion, gpus: int) -> Container:
     given = version.container
     defaults = Container(version.image)
     return Container(
@@ -231,7 +238,7 @@ def _container(version: ModelVersion) -> Container:
         memory=given.memory or 0,
         cpus=given.cpus or 0.0,
         pids=given.pids or defaults.pids,
-        shm=given.shm_size or 0,
+        shm=given.shm_size or _SHM.get(version.engine, 0) * (1 if gpus < 2 else _SHM_FOR_SEVERAL),
         network=given.network or defaults.network,
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in given.mounts),
         read_only=given.read_only,

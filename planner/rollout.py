@@ -45,13 +45,13 @@ def change_endpoint(
 ) -> Iterator[Node]:
     """The steps that bring one endpoint to what is desired; none if it already is."""
     wanted = _record(desired, owner, record, matches)
-    emptied = [m for m in matches if recreates(m)]
-    first = list(_vacate(wanted, record, emptied))
+    vacated = frozenset(address for m in matches for address in m.placed.vacates)
+    first = list(_vacate(wanted, record, matches, removed, vacated))
     yield from first
-    after_stop = {m.entity.name: _stop_ids(m.old) for m in emptied}
     ready: list[str] = []
     for match in matches:
-        nodes = list(_start(match, after_stop.get(match.entity.name, ())))
+        own = _stop_ids([i for i in match.old if i.address in vacated])
+        nodes = list(_start(match, tuple(dict.fromkeys((*own, *match.placed.needs)))))
         yield from nodes
         ready += [nodes[-1].id] if nodes else []
     needs = (*ready, *(node.id for node in first))
@@ -60,13 +60,14 @@ def change_endpoint(
         yield Node(publish, PublishTable(wanted), needs)
     after = (publish,) if wanted != record else ()
     for match in matches:
-        if match not in emptied:
-            for old in match.old:
+        for old in match.old:
+            if old.address not in vacated:
                 # What failed serves nothing, and may still hold the memory that its replacement needs.
                 needs = () if old.phase is Phase.FAILED else after
                 yield from _retire(old, needs, match.entity.timings)
     for instance in removed:
-        yield from _retire(instance, after, timings_at_launch(instance))
+        if instance.address not in vacated:
+            yield from _retire(instance, after, timings_at_launch(instance))
 
 
 def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> Iterator[Node]:
@@ -98,7 +99,7 @@ def timings_at_launch(instance: Instance) -> Timings:
 def remove_stray(stray: Observation) -> Node:
     """The step that ends something that wears our marks but is in no state."""
     step = Stop(stray.address, stray.provider, stray.handle, Timings().stop_grace_s)
-    return Node(f"{_STRAY}{stray.address}:{stray.handle}", step)
+    return Node(stray_id(stray), step)
 
 
 def is_of_stray(node: Node) -> bool:
@@ -128,28 +129,40 @@ def _mean_the_same(one: EndpointRecord, other: EndpointRecord) -> bool:
 
 def recreates(match: Match) -> bool:
     """Whether old instances stop before the new one starts. An external entity starts nothing."""
-    return match.need is Need.LAUNCH and match.entity.timings.recreate and bool(match.old)
+    return match.need is Need.LAUNCH and any(i.address in match.placed.vacates for i in match.old)
 
 
 def _vacate(
-    wanted: EndpointRecord, record: EndpointRecord | None, emptied: Sequence[Match]
+    wanted: EndpointRecord,
+    record: EndpointRecord | None,
+    matches: Sequence[Match],
+    removed: Sequence[Instance],
+    vacated: frozenset[InstanceAddress],
 ) -> Iterator[Node]:
-    """For recreate: take the old instances out of the routes, then stop them."""
-    if not emptied:
+    """For recreate: take instances out of the routes, then stop them."""
+    if not vacated:
         return
-    gone = {i.address for m in emptied for i in m.old}
     needs: tuple[str, ...] = ()
-    if record is not None and any(a in gone for t in record.targets for a in t.instances):
+    if record is not None and any(a in vacated for t in record.targets for a in t.instances):
         targets = tuple(
-            replace(t, instances=tuple(a for a in t.instances if a not in gone)) for t in record.targets
+            replace(t, instances=tuple(a for a in t.instances if a not in vacated)) for t in record.targets
         )
         without = replace(record, targets=targets, config_version=wanted.config_version)
-        publish = f"publish-without:{wanted.name}"
+        publish = publish_without_id(wanted.name)
         yield Node(publish, PublishTable(without))
         needs = (publish,)
-    for match in emptied:
+    for match in matches:
         for old in match.old:
-            yield from _retire(old, needs, match.entity.timings)
+            if old.address in vacated:
+                yield from _retire(old, needs, match.entity.timings)
+    for instance in removed:
+        if instance.address in vacated:
+            yield from _retire(instance, needs, timings_at_launch(instance))
+
+
+def publish_without_id(endpoint: str) -> str:
+    """The id of the step that takes an endpoint's old instances out of the routes before they stop."""
+    return f"publish-without:{endpoint}"
 
 
 def _start(match: Match, after: Sequence[str]) -> Iterator[Node]:
@@ -161,11 +174,12 @@ def _start(match: Match, after: Sequence[str]) -> Iterator[Node]:
         yield Node(f"register:{address}", Register(address, spec))
     if match.need is Need.LAUNCH:
         assert isinstance(spec, LaunchSpec)
-        step = Launch(address, spec, timings.drain_timeout_s, timings.stop_grace_s)
-        yield Node(launch, step, tuple(after))
+        placed = match.placed
+        step = Launch(address, spec, timings.drain_timeout_s, timings.stop_grace_s, placed.placement)
+        yield Node(launch, step, tuple(after), tuple(ready_id(a) for a in placed.follows))
     if match.need in (Need.LAUNCH, Need.AWAIT):
         needs = (launch,) if match.need is Need.LAUNCH else ()
-        yield Node(f"ready:{address}", AwaitReady(address, timings.ready_timeout_s), needs)
+        yield Node(ready_id(address), AwaitReady(address, timings.ready_timeout_s), needs)
 
 
 def _retire(instance: Instance, needs: tuple[str, ...], timings: Timings) -> Iterator[Node]:
@@ -179,14 +193,25 @@ def _retire(instance: Instance, needs: tuple[str, ...], timings: Timings) -> Ite
         yield Node(drain, Drain(address, timings.drain_timeout_s), needs)
         needs = (drain,)
     stop = Stop(address, instance.spec.provider, instance.handle, timings.stop_grace_s)
-    yield Node(_stop_id(address), stop, needs)
+    yield Node(stop_id(address), stop, needs)
 
 
-def _stop_id(address: InstanceAddress) -> str:
+def ready_id(address: InstanceAddress) -> str:
+    """The id of the step that waits until an instance is ready."""
+    return f"ready:{address}"
+
+
+def stop_id(address: InstanceAddress) -> str:
+    """The id of the step that ends an instance."""
     return f"stop:{address}"
+
+
+def stray_id(stray: Observation) -> str:
+    """The id of the step that ends a stray."""
+    return f"{_STRAY}{stray.address}:{stray.handle}"
 
 
 def _stop_ids(instances: Sequence[Instance]) -> tuple[str, ...]:
     return tuple(
-        f"forget:{i.address}" if isinstance(i.spec, ExternalSpec) else _stop_id(i.address) for i in instances
+        f"forget:{i.address}" if isinstance(i.spec, ExternalSpec) else stop_id(i.address) for i in instances
     )

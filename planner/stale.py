@@ -6,17 +6,32 @@ from collections.abc import Iterator
 
 from servestate.planner.address import parse_instance
 from servestate.planner.live import Live
-from servestate.planner.plan import Plan, observed_facts
+from servestate.planner.plan import HOST, Plan, observed_facts
 from servestate.planner.state import State
+from servestate.planner.surroundings import ALONE, Surroundings, host_facts
 
 
-def moved(plan: Plan, state: State, live: Live, desired_digest: str | None) -> list[str]:
+def moved(
+    plan: Plan,
+    state: State,
+    live: Live,
+    desired_digest: str | None,
+    surroundings: Surroundings = ALONE,
+) -> list[str]:
     """Everything that moved, a line each; empty when the plan may be applied. `desired_digest` is that of
-    the configuration at hand, None where there is none (the plan then stands alone)."""
-    return list(_moved(plan, state, live, desired_digest))
+    the configuration at hand, None where there is none (the plan then stands alone). `surroundings` need
+    hold no more than the hosts that the plan relies on, see `relied_hosts`."""
+    return list(_moved(plan, state, live, desired_digest, surroundings))
 
 
-def _moved(plan: Plan, state: State, live: Live, desired_digest: str | None) -> Iterator[str]:
+def relied_hosts(plan: Plan) -> list[str]:
+    """The hosts on whose GPUs the plan counts."""
+    return [text.removeprefix(HOST) for text, _ in plan.observed if text.startswith(HOST)]
+
+
+def _moved(
+    plan: Plan, state: State, live: Live, desired_digest: str | None, surroundings: Surroundings
+) -> Iterator[str]:
     if plan.lineage != state.lineage:
         yield f"the plan belongs to lineage {plan.lineage}, the state here to {state.lineage}"
         return
@@ -25,7 +40,11 @@ def _moved(plan: Plan, state: State, live: Live, desired_digest: str | None) -> 
     if desired_digest is not None and desired_digest != plan.desired_digest:
         yield "the configuration has changed since the plan was made"
     for text, facts in plan.observed:
-        was, now = dict(facts), dict(observed_facts(live, parse_instance(text)))
+        if text.startswith(HOST):
+            found = host_facts(surroundings, text.removeprefix(HOST))
+        else:
+            found = observed_facts(live, parse_instance(text))
+        was, now = dict(facts), dict(found)
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):
                 yield f"{text}: {name} = {_value(was.get(name))} -> {_value(now.get(name))}"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from servestate.planner.fit import ModelFacts
 
 
+Facts = tuple[tuple[str, str], ...]
+"""What was observed of something, by field name, sorted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU. `id` is what a launch names it by; `memory` is bytes in all. `used` is bytes in use now, None
@@ -60,3 +64,16 @@ class Surroundings:
     images: Mapping[tuple[str, str], ImageFacts] = field(default_factory=dict)
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     model_troubles: Mapping[str, str] = field(default_factory=dict)
+
+
+ALONE = Surroundings()
+"""Nothing is known, as where only local processes without GPUs are planned."""
+
+
+def host_facts(surroundings: Surroundings, name: str) -> Facts:
+    """What a plan that puts something on a GPU of that host relies on."""
+    host = surroundings.hosts.get(name)
+    if host is None:
+        return (("status", "not asked"),)
+    gpus = ", ".join(f"{gpu.id} ({gpu.memory} bytes{', faulty' * bool(gpu.fault)})" for gpu in host.gpus)
+    return (("gpus", gpus), ("trouble", host.trouble or host.gpu_trouble))

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from servestate.planner.launch import Scalar
 from servestate.planner.spec.fields import Bytes, Flag, Fraction, Schema, Whole
 
 _Count = Whole
@@ -91,8 +92,12 @@ OWNED_FLAGS: Mapping[str, Mapping[str, str]] = {
         "-dp": "data_parallel_size",
         "-O": "optimization_level",
         "-q": "quantization",
+        "--runner": "task",
+        "--task": "task",
         "--no-enforce-eager": "enforce_eager",
         "--no-trust-remote-code": "trust_remote_code",
+        "--no-enable-sleep-mode": "enable_sleep_mode",
+        "--no-enable-log-requests": "enable_log_requests",
         "--disable-log-requests": "enable_log_requests",
         "--root-path": "",
         "--ssl-keyfile": "",
@@ -119,7 +124,15 @@ OWNED_FLAGS: Mapping[str, Mapping[str, str]] = {
         "--embeddings": "task",
         "--embedding": "task",
     },
-    "transformers": {"--host": "", "--port": "", "--force-model": "source"},
+    "transformers": {
+        "--host": "",
+        "--port": "",
+        "--enable-cors": "",
+        "--model-timeout": "",
+        "--force-model": "source",
+        "--no-trust-remote-code": "trust_remote_code",
+        "--no-continuous-batching": "continuous_batching",
+    },
     "mlflow": {
         "-m": "source",
         "--model-uri": "source",
@@ -145,17 +158,42 @@ def flag_of(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
+def tensor_parallel(gpus: int, options: Mapping[str, Scalar]) -> int:
+    """Over how many GPUs vLLM splits each layer: what is given, else what the other two ways to use several
+    GPUs leave of them."""
+    if given := options.get("tensor_parallel_size"):
+        return int(given)
+    others = [int(options.get(f"{way}_parallel_size") or 1) for way in ("pipeline", "data")]
+    return max(1, gpus // (others[0] * others[1]))
+
+
 def owned_by(engine: str, arg: str) -> str | None:
     """What to use instead of the argument `arg`: the name of an option or key, "" where servestate sets it by
     itself, None where the argument is the user's own."""
     flag = arg.partition("=")[0]
-    if engine == "vllm":
-        flag = flag.replace("_", "-") if flag.startswith("--") else flag  # vLLM takes both spellings
-    listed = OWNED_FLAGS.get(engine, {})
-    if flag in listed:
-        return listed[flag]
-    if engine == "vllm" and flag.startswith("-O"):
-        return "optimization_level"
+    if not flag.startswith("-") or len(flag) < 2:
+        return None
+    owned = _owned(engine)
+    if flag in owned:
+        return owned[flag]
+    if not flag.startswith("--"):
+        return _attached(engine, flag, owned)
+    if engine == "vllm" and len(flag) > 2:  # it takes both spellings, and any beginning that is not ambiguous
+        flag = flag.replace("_", "-")
+        return next((instead for name, instead in owned.items() if name.startswith(flag)), None)
+    return None
+
+
+def _owned(engine: str) -> dict[str, str]:
+    """Every flag of the planner's, options' own ones included."""
     kind = OPTIONS.get(engine)
-    names = kind.model_fields if kind is not None else ()
-    return next((name for name in names if flag_of(name) == flag), None)
+    options = {flag_of(name): name for name in (kind.model_fields if kind is not None else ())}
+    return {**options, **OWNED_FLAGS.get(engine, {})}
+
+
+def _attached(engine: str, flag: str, owned: Mapping[str, str]) -> str | None:
+    """What owns a one-letter flag with its value attached, as in `-O3`. llama.cpp takes numbers that way, and
+    other flags of it begin with the same letter (`-tb`)."""
+    if engine == "llamacpp" and flag[2:3].isalpha():
+        return None
+    return owned.get(flag[:2])

@@ -1,0 +1,37 @@
+"""What a launch is given beyond the least that a container gets, in lines for whoever reviews a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from servestate.planner.launch import Container, LaunchSpec
+
+_DEFAULT = Container("")
+
+
+def grants(spec: LaunchSpec) -> Iterator[str]:
+    """A line each; nothing for what runs with the least."""
+    if spec.option("trust_remote_code"):
+        yield "WARNING: runs code that comes with the model (trust_remote_code)"
+    if spec.container is not None:
+        given = [*_given(spec.container), *_devices(spec)]
+        if given:
+            yield f"granted to its container: {', '.join(given)}"
+
+
+def _devices(spec: LaunchSpec) -> Iterator[str]:
+    if spec.gpus:
+        yield "the GPUs above"
+
+
+def _given(container: Container) -> Iterator[str]:
+    if container.user.partition(":")[0] in ("0", "root"):
+        yield "the user root"
+    if not container.read_only:
+        yield "a writable root"
+    if container.shm:
+        yield f"{container.shm / 2**30:g} GiB of shared memory"
+    if container.network != _DEFAULT.network:
+        yield f"the network {container.network}"
+    for mount in container.mounts:
+        yield f"{mount.source} at {mount.target}{'' if mount.read_only else ', writable'}"
