@@ -111,18 +111,22 @@ class Hub:
         raise TransientError(f"the hub redirects {path} more than {_REDIRECTS} times")
 
     def _next(self, url: str, answer: _Answer) -> str:
-        target = urljoin(url, answer.headers.get("location", ""))
-        if urlsplit(target).scheme not in ("https", urlsplit(self._base).scheme):
-            raise PermanentError(
-                "SS522", f"the hub redirects {url} to {_shortened(target)}, which is not https"
-            )
+        """Where it redirects to; never from https to plain http."""
+        location = answer.headers.get("location", "")
+        try:
+            target = urljoin(url, location)
+        except ValueError as error:
+            raise _bad_address(location) from error
+        if _origin(target)[0] not in ("https", _origin(self._base)[0]):
+            raise _bad_address(target)
         return target
 
     def _once(self, url: str, start: int, size: int) -> _Answer:
         import httpx
 
+        origin = _origin(url)
         headers = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-        if self._token is not None and _origin(url) == _origin(self._base):
+        if self._token is not None and origin == _origin(self._base):
             headers["Authorization"] = f"Bearer {self._token.reveal()}"
         deadline = time.monotonic() + self._timeout_s
         try:
@@ -130,9 +134,9 @@ class Hub:
                 wanted = size if reply.status_code in (200, 206) else 0
                 body = self._body(reply, wanted, deadline)
         except httpx.HTTPError as error:
-            raise TransientError(f"no answer from {urlsplit(url).netloc}: {type(error).__name__}") from error
-        except (httpx.InvalidURL, ValueError) as error:
-            raise PermanentError("SS522", f"the hub's address {_shortened(url)} cannot be used") from error
+            raise TransientError(f"no answer from {origin[1]}: {type(error).__name__}") from error
+        except httpx.InvalidURL as error:
+            raise _bad_address(url) from error
         return _Answer(reply.status_code, {k.lower(): v for k, v in reply.headers.items()}, body)
 
     def _body(self, reply: httpx.Response, wanted: int, deadline: float) -> bytes:
@@ -149,14 +153,23 @@ class Hub:
         return bytes(found[:wanted])
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port. Raises PermanentError SS522 for an address that is not HTTP."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError as error:
+        raise _bad_address(url) from error
+    if scheme not in ("http", "https") or not host:
+        raise _bad_address(url)
+    return scheme, host, port
 
 
-def _shortened(text: str) -> str:
-    """Without a query, which may be a signature that opens the file."""
-    return text.partition("?")[0][:_SHORT]
+def _bad_address(url: str) -> PermanentError:
+    """Names it without its query, which may be a signature that opens the file, and without a password."""
+    shown = url.partition("?")[0].rpartition("@")[2][:_SHORT]
+    what = f"the hub cannot be asked at {shown}"
+    return PermanentError("SS522", what, "set HF_ENDPOINT to https://HOST, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)
