@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from servestate.providers import cause, census, identity
+from servestate.providers.cause import Cause
 from servestate.providers.census import Tree
 from servestate.providers.identity import Identity
 from servestate.providers.protocol import TransientError
@@ -48,13 +49,12 @@ def _kill_once(tree: Tree, patient: bool) -> None:
         identity.send(tree.head, signal.SIGKILL)
 
 
-def why(run: Run, end: Exit | None, log: Sequence[str], lines: int) -> str:
-    """How a launch ended and the likely cause. The exit record's own log lines win: they are of that very
-    moment and masked."""
+def why(run: Run, end: Exit | None, log: Sequence[str], lines: int) -> Cause:
+    """How a launch ended and the likely cause, with the last log lines. The exit record's own lines win: they
+    are of that very moment and masked."""
     if end is None:
         rebooted = run.shim.boot != identity.boot_id()
         headline = "the machine was restarted" if rebooted else "killed from outside, together with its shim"
-        return cause.with_log(headline, log, lines)
-    guess = cause.likely_cause(end.code, end.signal, end.tail)
-    headline = cause.how_it_ended(end.code, end.signal) + (f": {guess}" if guess else "")
-    return cause.with_log(headline, end.tail, lines)
+        return Cause(cause.ENDED, cause.with_log(headline, log, lines))
+    found = cause.ended(end.code, end.signal, (*log, *end.tail))
+    return Cause(found.code, cause.with_log(found.text, end.tail, lines))

@@ -10,12 +10,14 @@ import hashlib
 import os
 import secrets as random
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from servestate.planner.engine_keys import key_reference
-from servestate.planner.launch import LaunchSpec, Spec
+from servestate.planner.launch import LOCAL, LaunchSpec, Spec
 from servestate.planner.live import LiveStatus, Observation
+from servestate.planner.spec.site import DeclaredGpu
+from servestate.planner.surroundings import Gpu, Host, ImageFacts
 from servestate.providers import (
     cause,
     census,
@@ -24,6 +26,7 @@ from servestate.providers import (
     identity,
     labels,
     needs,
+    nvml,
     phases,
     proc,
     spawn,
@@ -48,13 +51,16 @@ from servestate.providers.rundir import Folder, Run, RunDir
 from servestate.providers.secrets import Mask, Secrets, fill, references
 
 LOG_LINES_IN_FAILURE = 20
+LOG_LINES_SEARCHED = 400
+"""Log lines among which the cause of a failed start is looked for."""
 LOG_LINES_IN_OBSERVATION = 3
 PROGRESS_WIDTH = 120
 
 
 class ProcessProvider:
     """Local processes. `root` is the run directory, `base_dir` the bundle's folder (relative sources and the
-    engines' working directory), `environ` what engines may inherit from."""
+    engines' working directory), `environ` what engines may inherit from. `gpus` are this machine's, where
+    its driver is not to be asked."""
 
     name = "process"
 
@@ -65,12 +71,14 @@ class ProcessProvider:
         secrets: Secrets,
         ports: Ports | None = None,
         environ: Mapping[str, str] | None = None,
+        gpus: Sequence[DeclaredGpu] | None = None,
     ) -> None:
         self._runs = RunDir(root.absolute())
         self._base_dir = base_dir.absolute()
         self._secrets = secrets
         self._ports = ports or Ports()
         self._environ = os.environ if environ is None else environ
+        self._gpus = gpus
         self._mask = Mask()
 
     async def observe(self, lineage: str) -> list[Observation]:
@@ -96,7 +104,7 @@ class ProcessProvider:
         if end is not None and not end.started:
             return None
         why = ending.why(run, end, [], LOG_LINES_IN_OBSERVATION)
-        return _observation(run, LiveStatus.EXITED, self._mask.hide(why))
+        return _observation(run, LiveStatus.EXITED, self._mask.hide(why.text))
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         """See `Provider.launch`. Two launches of one address at the same time wait for each other."""
@@ -126,11 +134,12 @@ class ProcessProvider:
         folder.rotate_log()
 
     async def _start(self, folder: Folder, spec: LaunchSpec, marks: Marks) -> Run:
-        mask = self._secret_values(spec)
+        key = self._key(spec, marks)
+        mask = (*self._secret_values(spec), *key)
         port, reservation = self._ports.reserve(_seed(marks))
         started: list[Run] = []
         try:
-            command = self._command(spec, port, self._key_file(folder, spec, marks))
+            command = self._command(spec, port, _key_file(folder, spec, key))
             worn = Worn(marks, random.token_hex(16), port)
 
             def record(shim: Identity) -> None:
@@ -152,14 +161,12 @@ class ProcessProvider:
             os.close(reservation)
         return started[0]
 
-    def _key_file(self, folder: Folder, spec: LaunchSpec, marks: Marks) -> Path | None:
-        """The file that tells the engine its key, None for one that takes none."""
+    def _key(self, spec: LaunchSpec, marks: Marks) -> tuple[str, ...]:
+        """The key that the engine is to ask for, none for an engine that cannot; remembered to be masked."""
         reference = key_reference(marks.address, spec)
-        if not reference:
-            return None
-        key = fill(reference, self._secrets).reveal()
-        self._mask.add([key])
-        return folder.write_key(engine_for(spec.engine).key_text(key))
+        key = (fill(reference, self._secrets).reveal(),) if reference else ()
+        self._mask.add(key)
+        return key
 
     def _command(self, spec: LaunchSpec, port: int, key_file: Path | None) -> Command:
         if any(references(arg) for arg in spec.args):
@@ -205,7 +212,7 @@ class ProcessProvider:
         with translated(self._runs.root):
             run = self._find(handle)
             if run is None:
-                return Failed("SS506", "its process is gone and there is no record of it")
+                return Failed(cause.ENDED, "its process is gone and there is no record of it")
             if failure := self._failure(run):
                 return failure
             if _paused(run.shim):
@@ -240,12 +247,12 @@ class ProcessProvider:
         end = folder.exit(run.worn.nonce)
         if alive and end is None:
             return None
-        log = self._log(folder, run, LOG_LINES_IN_FAILURE)
+        log = self._log(folder, run, LOG_LINES_SEARCHED)
         if folder.ended() == run:
-            return Failed(
-                "SS506", self._mask.hide(cause.with_log("it was stopped", log, LOG_LINES_IN_FAILURE))
-            )
-        return Failed("SS506", self._mask.hide(ending.why(run, end, log, LOG_LINES_IN_FAILURE)))
+            stopped = cause.with_log("it was stopped", log, LOG_LINES_IN_FAILURE)
+            return Failed(cause.ENDED, self._mask.hide(stopped))
+        why = ending.why(run, end, log, LOG_LINES_IN_FAILURE)
+        return Failed(why.code, self._mask.hide(why.text))
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """See `Provider.stop`. Ends every process that wears the marks of this launch, orphans included."""
@@ -266,6 +273,21 @@ class ProcessProvider:
         """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
         run = self._find(handle)
         return "" if run is None else self._mask.hide("\n".join(self._log(self._folder(run.worn), run, tail)))
+
+    async def hosts(self) -> list[Host]:
+        """See `Surveyor.hosts`. This machine, which can always start processes."""
+        if self._gpus is not None:
+            return [Host(LOCAL, tuple(Gpu(gpu.id, gpu.memory, gpu.name) for gpu in self._gpus))]
+        seen = nvml.read()
+        return [Host(LOCAL, seen.gpus, gpu_trouble=seen.trouble)]
+
+    async def image(self, host: str, image: str, pull: str) -> ImageFacts:
+        """See `Surveyor.image`. A process has none."""
+        return ImageFacts(trouble="local processes run from no image")
+
+    async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
+        """See `Surveyor.pull`. Nothing to bring."""
+        raise PermanentError("SS530", f"local processes run from no image, so {image} is not pulled")
 
     def _find(self, handle: str) -> Run | None:
         """The launch with this handle: by its record, else by the marks its process wears."""
@@ -297,6 +319,11 @@ class ProcessProvider:
             self._secret_values(spec)
         except PermanentError:
             return
+
+
+def _key_file(folder: Folder, spec: LaunchSpec, key: tuple[str, ...]) -> Path | None:
+    """The file that tells the engine its key, None for one that takes none."""
+    return folder.write_key(engine_for(spec.engine).key_text(key[0])) if key else None
 
 
 def _observation(run: Run, status: LiveStatus, why: str = "") -> Observation:

@@ -5,9 +5,18 @@ from __future__ import annotations
 from servestate.providers.engines.command import CommandEngine
 from servestate.providers.engines.engine import Engine
 from servestate.providers.engines.llamacpp import LlamaCppEngine
+from servestate.providers.engines.mlflow import MlflowEngine
+from servestate.providers.engines.transformers import TransformersEngine
+from servestate.providers.engines.vllm import VllmEngine
 from servestate.providers.protocol import PermanentError
 
-ENGINES: dict[str, Engine] = {"command": CommandEngine(), "llamacpp": LlamaCppEngine()}
+ENGINES: dict[str, Engine] = {
+    "command": CommandEngine(),
+    "llamacpp": LlamaCppEngine(),
+    "mlflow": MlflowEngine(),
+    "transformers": TransformersEngine(),
+    "vllm": VllmEngine(),
+}
 
 
 def engine_for(name: str) -> Engine:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from servestate.planner.launch import LaunchSpec, Mount
+from servestate.planner.served_name import MODEL_FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,12 @@ class ContainerCommand:
 CACHE_ROOT = "/cache"
 """Where the cache volume of a host is mounted; an engine's cache is a folder below it."""
 
-MODEL_ROOT = "/models"
+MODEL_ROOT = MODEL_FOLDER
 """Below it are the weights of `file://` sources, read-only."""
+
+KEY_FILE = "key.yaml"
+"""How the file with the text of `Engine.key_text` is called: vLLM tells the form of a file by its suffix, the
+others do not care."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from servestate.planner.launch import LaunchSpec, Mount
-from servestate.planner.spec.engine_options import flag_of
 from servestate.providers.engines.engine import (
     MODEL_ROOT,
     Command,
     ContainerCommand,
     FirstRequest,
-    Need,
     NeedsFile,
-    NeedsModule,
 )
 from servestate.providers.engines.first_request import openai_request
+from servestate.providers.engines.flags import flags, interpreter, needs_module
 from servestate.providers.protocol import PermanentError
 
-SERVER = "servestate.providers.engines.llamacpp_server"
+SERVER = Path(__file__).with_name("llamacpp_server.py")
+"""Run by path: another interpreter, which has xllamacpp, need not have servestate."""
 GGUF_MAGIC = b"GGUF"
 
 
@@ -30,27 +28,24 @@ class LlamaCppEngine:
         """See `Engine.command`."""
         model = gguf_path(spec, base_dir)
         # -P: the working directory is the user's and must not shadow modules.
-        start = (spec.python or sys.executable, "-P", "-m", SERVER)
-        flags = _flags(spec, str(model), "127.0.0.1", port, str(key_file) if key_file else None)
-        needs: tuple[Need, ...] = (
-            NeedsFile(
-                model,
-                GGUF_MAGIC,
-                "GGUF",
-                "point `source` at a GGUF file; relative paths start at the bundle's folder",
-            ),
+        start = (interpreter(spec, base_dir), "-P", str(SERVER))
+        given = _flags(spec, str(model), "127.0.0.1", port, str(key_file) if key_file else None)
+        weights = NeedsFile(
+            model,
+            GGUF_MAGIC,
+            "GGUF",
+            "point `source` at a GGUF file; relative paths start at the bundle's folder",
         )
-        if not spec.python:
-            needs = (NeedsModule("xllamacpp", "install it: pip install 'servestate[llamacpp]'"), *needs)
-        return Command((*start, *flags), needs=needs)
+        module = needs_module(spec, "xllamacpp", "install it: pip install 'servestate[llamacpp]'")
+        return Command((*start, *given), needs=(*module, weights))
 
     def container(self, spec: LaunchSpec, base_dir: Path, key_file: str | None) -> ContainerCommand:
         """See `Engine.container`. The image's entrypoint takes the flags of llama.cpp's own server."""
         assert spec.container is not None, "resolve() gives every container spec its container"
         model = gguf_path(spec, base_dir)
         inside = f"{MODEL_ROOT}/{model.name}"
-        flags = _flags(spec, inside, "0.0.0.0", spec.container.port, key_file)  # noqa: S104  # inside only
-        return ContainerCommand(flags, spec.container.port, mounts=(Mount(str(model), inside),))
+        given = _flags(spec, inside, "0.0.0.0", spec.container.port, key_file)  # noqa: S104  # inside only
+        return ContainerCommand(given, spec.container.port, mounts=(Mount(str(model), inside),))
 
     def key_text(self, key: str) -> str:
         """See `Engine.key_text`. One key a line."""
@@ -66,12 +61,10 @@ class LlamaCppEngine:
 
 
 def _flags(spec: LaunchSpec, model: str, host: str, port: int, key_file: str | None) -> tuple[str, ...]:
-    flags = ["--model", model, "--alias", spec.model, "--host", host, "--port", str(port)]
-    flags += ["--api-key-file", key_file] if key_file else []
-    flags += ["--embeddings"] if spec.task == "llm/v1/embeddings" else []
-    for name, value in spec.options:
-        flags += [flag_of(name), str(value)]
-    return (*flags, *spec.args)
+    given = ["--model", model, "--alias", spec.model, "--host", host, "--port", str(port)]
+    given += ["--api-key-file", key_file] if key_file else []
+    given += ["--embeddings"] if spec.task == "llm/v1/embeddings" else []
+    return (*given, *flags(spec.options), *spec.args)
 
 
 def gguf_path(spec: LaunchSpec, base_dir: Path) -> Path:
