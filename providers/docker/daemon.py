@@ -1,0 +1,66 @@
+"""One Docker host by its name: which of its containers are ours, and what of it a launch needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from servestate.planner.spec.site import DockerHost
+from servestate.providers.docker import facts, marks
+from servestate.providers.docker.api import Api, Json
+from servestate.providers.docker.facts import Found
+from servestate.providers.protocol import Marks
+
+_USUAL_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
+_UNIX = "unix://"
+
+
+class Daemon:
+    """A host of the site's. Making one touches nothing."""
+
+    def __init__(self, name: str, settings: DockerHost, base_dir: Path) -> None:
+        self.name = name
+        self.settings = settings
+        self.api = Api(name, settings, base_dir)
+        self._memory = 0
+
+    @property
+    def local(self) -> bool:
+        """Whether it is this machine's, as far as its URL tells."""
+        return self.settings.url.startswith(_UNIX)
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """Where its socket is for those on the host."""
+        return (*_USUAL_SOCKETS, *([self.settings.url.removeprefix(_UNIX)] if self.local else []))
+
+    async def memory(self) -> int:
+        """All of its memory, bytes."""
+        self._memory = self._memory or int((await self.api.info())["MemTotal"])
+        return self._memory
+
+    async def look(self, container: str) -> Found | None:
+        """The container with this id now; None where there is none of ours."""
+        raw = await self.api.inspect(container)
+        return None if raw is None else self._read(raw)
+
+    async def of_lineage(self, lineage: str) -> list[Found]:
+        """All that wears readable marks of a lineage."""
+        return await self._wearing({marks.LINEAGE: lineage})
+
+    async def of_address(self, worn: Marks) -> list[Found]:
+        """All that wears the marks of that lineage and address, the oldest first."""
+        found = await self._wearing({marks.LINEAGE: worn.lineage, marks.ADDRESS: str(worn.address)})
+        return sorted(found, key=lambda one: one.started)
+
+    async def of_launch(self, nonce: str) -> Found | None:
+        """What one launch created."""
+        return next(iter(await self._wearing({marks.NONCE: nonce})), None)
+
+    async def _wearing(self, labels: Mapping[str, str]) -> list[Found]:
+        listed = await self.api.containers(labels)
+        looks = [self._read(raw) for raw in await self.api.inspect_all([one["Id"] for one in listed])]
+        return [found for found in looks if found is not None]
+
+    def _read(self, raw: Json) -> Found | None:
+        return facts.read(self.name, self.settings.address, raw)

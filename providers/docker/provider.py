@@ -1,0 +1,251 @@
+"""The provider `docker`: engines in containers that outlive the command that launched them.
+
+Containers are found by their labels (`marks.py`), on every host of the site at once. The identity of one is
+its id together with when it was started; nothing is ever found by its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from servestate.planner.engine_keys import key_reference
+from servestate.planner.launch import Container, LaunchSpec, Spec
+from servestate.planner.live import LiveStatus, Observation
+from servestate.planner.spec.site import DockerProvider as Settings
+from servestate.planner.surroundings import Host, ImageFacts
+from servestate.providers import cause, health, phases
+from servestate.providers.docker import create, entry, gpus, images, launching
+from servestate.providers.docker.daemon import Daemon
+from servestate.providers.docker.facts import Found, parse_handle
+from servestate.providers.docker.launching import Order
+from servestate.providers.docker.watch import Watch
+from servestate.providers.engines import engine_for
+from servestate.providers.protocol import (
+    Failed,
+    Launched,
+    Marks,
+    PermanentError,
+    Readiness,
+    Ready,
+    Starting,
+    TransientError,
+)
+from servestate.providers.secrets import Mask, Secrets, fill, references
+
+LOG_LINES_IN_FAILURE = 20
+LOG_LINES_SEARCHED = 400
+"""Log lines among which the cause of a failed start is looked for."""
+LOG_LINES_IN_OBSERVATION = 3
+PROGRESS_WIDTH = 120
+
+GONE_S = 30.0
+"""How long a container may take to go once Docker was told to remove it."""
+
+
+class DockerProvider:
+    """Containers. `base_dir` is the bundle's folder, where relative sources, mounts and TLS files start."""
+
+    name = "docker"
+
+    def __init__(self, settings: Settings, base_dir: Path, secrets: Secrets) -> None:
+        self._base_dir = base_dir.absolute()
+        self._daemons = {name: Daemon(name, host, self._base_dir) for name, host in settings.by_name.items()}
+        self._cache = settings.cache
+        self._secrets = secrets
+        self._mask = Mask()
+        self._watch = Watch()
+        self._launches: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._lineages: set[str] = set()
+
+    async def observe(self, lineage: str) -> list[Observation]:
+        """See `Provider.observe`. A container whose labels cannot be read is none that we made: labels stay
+        as they were given, so somebody copied ours. One host that does not answer fails it all: what runs
+        there must not look gone."""
+        self._lineages.add(lineage)
+        looks = await asyncio.gather(*(self._observe(one, lineage) for one in self._daemons.values()))
+        return [observation for look in looks for observation in look]
+
+    async def _observe(self, daemon: Daemon, lineage: str) -> list[Observation]:
+        found = await daemon.of_lineage(lineage)
+        logs = [await self._ended_log(daemon, one, LOG_LINES_IN_OBSERVATION) for one in found]
+        seen = [one.observation(self.name, log) for one, log in zip(found, logs, strict=True)]
+        return [replace(one, why=self._mask.hide(one.why)) for one in seen]
+
+    async def launch(self, spec: Spec, marks: Marks) -> Launched:
+        """See `Provider.launch`. Launches of one address wait for each other; those of other commands are
+        kept apart by the container's name."""
+        if not isinstance(spec, LaunchSpec) or spec.container is None:
+            raise PermanentError("SS503", "provider docker cannot start an entity without a container")
+        daemon = self._daemon(marks.placement.host)
+        order = self._order(spec, spec.container, marks)
+        self._lineages.add(marks.lineage)
+        async with self._launches[f"{marks.lineage} {marks.address}"]:
+            found = await launching.launch(daemon, order)
+        return Launched(found.handle, found.url, found.fields)
+
+    def _daemon(self, host: str) -> Daemon:
+        daemon = self._daemons.get(host)
+        if daemon is None:
+            known = ", ".join(self._daemons)
+            raise PermanentError(
+                "SS535",
+                f'there is no Docker host "{host}" in this site, only {known}',
+                "put it back into servestate.providers.docker.hosts until nothing runs there",
+            )
+        return daemon
+
+    def _order(self, spec: LaunchSpec, container: Container, marks: Marks) -> Order:
+        if any(references(arg) for arg in spec.args):
+            raise PermanentError(
+                "SS503",
+                f'the arguments of model "{spec.model}" hold a secret reference',
+                "arguments are visible to whoever reaches Docker; pass the secret in environment_vars",
+            )
+        handover = self._handover(spec, marks)
+        keyed = any(name == create.KEY_FILE for name, _ in handover.files)
+        key_file = f"{entry.FOLDER}/{create.KEY_FILE}" if keyed else None
+        command = engine_for(spec.engine).container(spec, self._base_dir, key_file)
+        mounts = tuple(replace(one, source=str(self._base_dir / one.source)) for one in container.mounts)
+        env = {name: value for name, value in spec.env if not references(value)}
+        return Order(marks, replace(container, mounts=mounts), command, env, handover, self._cache)
+
+    def _handover(self, spec: LaunchSpec, marks: Marks) -> entry.Handover:
+        """What is secret of this launch, remembered to be masked in all we say."""
+        self._remember(spec)
+        files: list[tuple[str, str]] = []
+        env: list[tuple[str, str]] = []
+        if reference := key_reference(marks.address, spec):
+            key = fill(reference, self._secrets).reveal()
+            self._mask.add([key])
+            files.append((create.KEY_FILE, engine_for(spec.engine).key_text(key)))
+        for name, value in spec.env:
+            if references(value):
+                # Hugging Face's libraries take the token's file, so it need not be in the environment.
+                into, called = (files, create.HF_TOKEN_FILE) if name == create.HF_TOKEN else (env, name)
+                into.append((called, fill(value, self._secrets).reveal()))
+        return entry.Handover(tuple(files), tuple(env))
+
+    def _remember(self, spec: LaunchSpec) -> None:
+        """Mask the values of the secrets in the spec's environment. Raises PermanentError SS501."""
+        for _, value in spec.env:
+            self._mask.add(self._secrets.get(*one).reveal() for one in references(value))
+
+    async def probe(self, handle: str, spec: Spec) -> Readiness:
+        """See `Provider.probe`. Docker itself holds the published port for as long as the container runs, so
+        that it is the same one after the answer proves who answered."""
+        if not isinstance(spec, LaunchSpec):
+            return Failed("SS503", f"provider docker did not start this {spec.kind} entity")
+        self._remember_secrets(spec)
+        if (where := self._parsed(handle)) is None:
+            return Failed(cause.ENDED, "it is no container")
+        daemon, container, started = where
+        found = await daemon.look(container)
+        if found is None or found.started != started or not found.alive:
+            return await self._failure(daemon, found, started)
+        if found.status is LiveStatus.PAUSED:
+            return Starting("paused")
+        trouble = await self._ask(found, spec)
+        again = await daemon.look(container)
+        if again is None or again.started != started or not again.alive:
+            return await self._failure(daemon, again, started)
+        if trouble or again.status is LiveStatus.PAUSED or again.url != found.url:
+            return Starting(await self._progress(daemon, found, spec) or trouble)
+        return Ready()
+
+    async def _ask(self, found: Found, spec: LaunchSpec) -> str:
+        """What the engine does instead of answering, "" where it answers."""
+        trouble = await health.ask(f"{found.url}{spec.health_path}")
+        first = engine_for(spec.engine).first_request(spec)
+        if trouble or first is None:
+            return trouble
+        key = fill(key_reference(found.worn.marks.address, spec), self._secrets).reveal()
+        return await health.ask_first(found.url, first, key)
+
+    async def _failure(self, daemon: Daemon, found: Found | None, started: str) -> Failed:
+        """Why the launch is over."""
+        if found is None:
+            return Failed(cause.ENDED, "its container is gone")
+        log = await daemon.api.logs(found.id, LOG_LINES_SEARCHED)
+        if found.started != started:
+            what = "its container was started again by somebody else"
+            return Failed(cause.ENDED, self._mask.hide(cause.with_log(what, log, LOG_LINES_IN_FAILURE)))
+        why = found.why(log, LOG_LINES_IN_FAILURE)
+        return Failed(why.code, self._mask.hide(why.text))
+
+    async def _progress(self, daemon: Daemon, found: Found, spec: LaunchSpec) -> str:
+        log = [line.strip() for line in await daemon.api.logs(found.id, LOG_LINES_IN_FAILURE)]
+        newest = phases.newest(engine_for(spec.engine), log)
+        return self._mask.hide(newest)[:PROGRESS_WIDTH]  # in this order: a secret cut short is not found
+
+    async def stop(self, handle: str, grace_s: float) -> None:
+        """See `Provider.stop`. A container that was started again since has another identity."""
+        if (where := self._parsed(handle)) is None:
+            return
+        daemon, container, started = where
+        found = await daemon.look(container)
+        if found is None or found.started != started:
+            return
+        if found.status is LiveStatus.PAUSED:
+            await daemon.api.unpause(container)  # what is paused cannot hear that it shall end
+        if found.alive:
+            await daemon.api.stop(container, grace_s)
+        await daemon.api.remove(container)
+        await _gone(daemon, container)
+
+    async def logs(self, handle: str, tail: int) -> str:
+        """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
+        if tail <= 0 or (where := self._parsed(handle)) is None:
+            return ""
+        daemon, container, _ = where
+        return self._mask.hide("\n".join(await daemon.api.logs(container, tail)))
+
+    async def hosts(self) -> list[Host]:
+        """See `Surveyor.hosts`. Of lineages that were never asked for, containers are strangers."""
+        return list(
+            await asyncio.gather(*(gpus.survey(one, self._lineages) for one in self._daemons.values()))
+        )
+
+    async def image(self, host: str, image: str, pull: str) -> ImageFacts:
+        """See `Surveyor.image`."""
+        return await images.survey(self._daemon(host), image, pull)
+
+    async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
+        """See `Surveyor.pull`."""
+        await images.fetch(self._daemon(host), image, digest, report)
+
+    async def await_change(self, lineage: str) -> None:
+        """See `Watcher.await_change`."""
+        await self._watch.change(list(self._daemons.values()), lineage)
+
+    def _parsed(self, handle: str) -> tuple[Daemon, str, str] | None:
+        """The host, container id and start time that a handle names; None for a handle of another provider.
+        Raises PermanentError SS535 for a host that the site no longer has."""
+        parsed = parse_handle(handle)
+        if parsed is None:
+            return None
+        host, container, started = parsed
+        return self._daemon(host), container, started
+
+    async def _ended_log(self, daemon: Daemon, found: Found, lines: int) -> Sequence[str]:
+        ended = not found.alive and found.started
+        return await daemon.api.logs(found.id, lines) if ended else ()
+
+    def _remember_secrets(self, spec: LaunchSpec) -> None:
+        # A secret may have been removed since the launch; then its old value is not known here.
+        try:
+            self._remember(spec)
+        except PermanentError:
+            return
+
+
+async def _gone(daemon: Daemon, container: str) -> None:
+    """Wait until Docker no longer knows it: only then its name, port and GPUs are free."""
+    deadline = asyncio.get_running_loop().time() + GONE_S
+    while await daemon.api.inspect(container) is not None:
+        if asyncio.get_running_loop().time() > deadline:
+            raise TransientError(f"{daemon.api.where}: container {container[:12]} does not go")
+        await asyncio.sleep(0.1)
