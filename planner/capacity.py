@@ -80,8 +80,7 @@ def uses(books: Books, surroundings: Surroundings) -> tuple[HostUse, ...]:
 
 
 def _total(host: str, surroundings: Surroundings) -> int:
-    known = surroundings.hosts.get(host)
-    return len(known.gpus) if known is not None else 0
+    return max((len(h.gpus) for h in surroundings.hosts.values() if h.name == host), default=0)
 
 
 def _count(host: str, keys: Iterable[tuple[str, str]]) -> int:

@@ -157,7 +157,7 @@ class Placer:
 
     def _host(self, name: str, match: Match) -> Host | None:
         """What is known of a host. One that was not asked has at least the GPUs that the entity had there."""
-        known = self.surroundings.hosts.get(name)
+        known = self.surroundings.hosts.get((_spec(match).provider, name))
         if known is not None:
             return known
         gpus = _gpus_before(match, name)
@@ -251,7 +251,7 @@ class Placer:
         who = ", ".join(sorted(str(h.address) for h in offer.displaced))
         match offer.way:
             case _Way.VACATED:
-                known = self.surroundings.hosts.get(offer.host)
+                known = self._host(offer.host, match)
                 total = len(known.gpus) if known is not None else len(offer.gpus)
                 held = len({key for key in self.books.before if key[0] == offer.host})
                 yield f"{held} of {counted(total, 'GPU')} on {offer.host} in use: stops {who} first"

@@ -283,12 +283,14 @@ def _observed(touched: set[InstanceAddress], live: Live) -> tuple[tuple[str, Fac
 def hosts_observed(nodes: Iterable[Node], surroundings: Surroundings) -> tuple[tuple[str, Facts], ...]:
     """What the plan relies on of hosts: those on which it puts something on a GPU."""
     launches = (node.step for node in nodes if isinstance(node.step, Launch))
-    names = sorted({step.placement.host for step in launches if step.placement.gpus})
-    return tuple((f"{HOST}{name}", host_facts(surroundings, name)) for name in names)
+    places = sorted({(s.spec.provider, s.placement.host) for s in launches if s.placement.gpus})
+    return tuple(
+        (f"{HOST}{provider}:{name}", host_facts(surroundings, provider, name)) for provider, name in places
+    )
 
 
 HOST = "host:"
-"""Stands before the name of a host among what a plan observed."""
+"""Stands before provider and name of a host among what a plan observed."""
 
 
 def observed_facts(live: Live, address: InstanceAddress) -> Facts:

@@ -20,13 +20,13 @@ def moved(
 ) -> list[str]:
     """Everything that moved, a line each; empty when the plan may be applied. `desired_digest` is that of
     the configuration at hand, None where there is none (the plan then stands alone). `surroundings` need
-    hold no more than the hosts that the plan relies on, see `relied_hosts`."""
+    hold no more than hosts, and those only where `relies_on_hosts`."""
     return list(_moved(plan, state, live, desired_digest, surroundings))
 
 
-def relied_hosts(plan: Plan) -> list[str]:
-    """The hosts on whose GPUs the plan counts."""
-    return [text.removeprefix(HOST) for text, _ in plan.observed if text.startswith(HOST)]
+def relies_on_hosts(plan: Plan) -> bool:
+    """Whether the plan counts on the GPUs of any host."""
+    return any(text.startswith(HOST) for text, _ in plan.observed)
 
 
 def _moved(
@@ -41,7 +41,8 @@ def _moved(
         yield "the configuration has changed since the plan was made"
     for text, facts in plan.observed:
         if text.startswith(HOST):
-            found = host_facts(surroundings, text.removeprefix(HOST))
+            provider, _, name = text.removeprefix(HOST).partition(":")
+            found = host_facts(surroundings, provider, name)
         else:
             found = observed_facts(live, parse_instance(text))
         was, now = dict(facts), dict(found)

@@ -57,10 +57,11 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """All of it. `images` is by host and image name; `models` by source, and `model_troubles` says by source
+    """All of it. `hosts` is by provider and host name: one machine may give GPUs to processes and not to
+    containers, while a GPU on it is the same for both. `images` is by host and image name; `models` by source, and `model_troubles` says by source
     why a model's headers could not be read, which makes no estimate rather than an error."""
 
-    hosts: Mapping[str, Host] = field(default_factory=dict)
+    hosts: Mapping[tuple[str, str], Host] = field(default_factory=dict)
     images: Mapping[tuple[str, str], ImageFacts] = field(default_factory=dict)
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     model_troubles: Mapping[str, str] = field(default_factory=dict)
@@ -70,9 +71,9 @@ ALONE = Surroundings()
 """Nothing is known, as where only local processes without GPUs are planned."""
 
 
-def host_facts(surroundings: Surroundings, name: str) -> Facts:
+def host_facts(surroundings: Surroundings, provider: str, name: str) -> Facts:
     """What a plan that puts something on a GPU of that host relies on."""
-    host = surroundings.hosts.get(name)
+    host = surroundings.hosts.get((provider, name))
     if host is None:
         return (("status", "not asked"),)
     gpus = ", ".join(f"{gpu.id} ({gpu.memory} bytes{', faulty' * bool(gpu.fault)})" for gpu in host.gpus)

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from servestate.planner.diagnostics import Diagnostic
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan
-from servestate.planner.stale import moved
+from servestate.planner.stale import moved, relies_on_hosts
 from servestate.planner.state import State
+from servestate.planner.surroundings import Surroundings
 from servestate.providers.protocol import PermanentError
 from servestate.runtime.executor import Executor, Outcome, World
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.router_link import ControlSocket
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, Owner, StateStore, StoreError
+from servestate.runtime.survey import survey_hosts
 from servestate.runtime.table_file import read_version
 from servestate.runtime.workspace import Workspace, is_gone
 
@@ -132,7 +134,7 @@ async def _apply(
         return stale
     world = World(
         store=workspace.store,
-        providers=workspace.providers(),
+        providers=workspace.providers(state),
         table_path=workspace.table_path,
         router=ControlSocket(workspace.control_path),
         new_id=lambda: uuid.uuid4().hex[:16],
@@ -158,10 +160,11 @@ async def _look(
     workspace: Workspace, plan: Plan, desired_digest: str | None, state: State
 ) -> tuple[Live, Stale | None]:
     """What is live now, and why the plan may not be applied to it, if it may not."""
-    live = await refresh(
-        workspace.providers(), state.lineage, state, read_version(workspace.table_path, state.lineage)
-    )
-    reasons = moved(plan, state, live, desired_digest)
+    providers = workspace.providers(state)
+    version = read_version(workspace.table_path, state.lineage)
+    live = await refresh(providers, state.lineage, state, version)
+    hosts = await survey_hosts(providers, providers) if relies_on_hosts(plan) else {}
+    reasons = moved(plan, state, live, desired_digest, Surroundings(hosts))
     if not reasons:
         return live, None
     # Serials of another lineage count other writes.

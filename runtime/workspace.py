@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
-from servestate.planner.spec.site import Site
+from servestate.planner.spec.site import DockerProvider, Site
+from servestate.planner.state import State
 from servestate.providers import identity
 from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.protocol import Provider
@@ -56,15 +57,20 @@ class Workspace:
         """The backend that secret references resolve through, the keys of engines among them."""
         return EngineKeys(self.folder / f"{self.prefix}engine.key", EnvSecrets(os.environ))
 
-    def providers(self) -> Mapping[str, Provider]:
-        """Every provider of this site, by name."""
+    def providers(self, state: State) -> Mapping[str, Provider]:
+        """Every provider that this site or `state` needs, by name: what is recorded can be ended also where
+        the configuration knows it no more."""
         from servestate.providers.registry import build
 
-        ports = self.site.providers.process.port_range
-        return build(self.folder / "run", self.root, self.secrets, ports)
+        site = self.site
+        used = {i.spec.provider for i in state.instances.values()}
+        used |= {kind.provider for kind in site.workload_types.values()}
+        docker = site.providers.docker or (DockerProvider() if "docker" in used else None)
+        settings = site.providers.model_copy(update={"docker": docker})
+        return build(self.folder / "run", self.root, self.secrets, settings)
 
 
-SUPPORTED_PROVIDERS = frozenset({"process"})
+SUPPORTED_PROVIDERS = frozenset({"process", "docker"})
 """The providers that a workload type may name."""
 
 

@@ -133,6 +133,14 @@ def _colour(verb: _Parser) -> None:
     verb.add_argument("--color", choices=("auto", "always", "never"), default="auto")
 
 
+def _pull(verb: _Parser) -> None:
+    verb.add_argument(
+        "--pull",
+        choices=("never", "missing", "always"),
+        help="when images are fetched (default: as the site says, else missing)",
+    )
+
+
 def _add_planning(verbs: _Verbs[_Parser]) -> None:
     validate = _verb(
         verbs, "validate", "validate", "check the configuration and report everything wrong in it"
@@ -146,6 +154,7 @@ def _add_planning(verbs: _Verbs[_Parser]) -> None:
     plan.add_argument(
         "--destroy", action="store_true", help="plan the removal of everything this bundle owns"
     )
+    _pull(plan)
     show = _verb(verbs, "show", "show", "show a saved plan")
     _colour(show)
     show.add_argument("plan", type=Path, metavar="PLAN", help="a file that plan --out wrote")
@@ -167,6 +176,9 @@ def _add_applying(verbs: _Verbs[_Parser]) -> None:
         )
         if verb is not up:
             verb.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
+    _pull(apply)
+    _pull(up)
+    destroy.set_defaults(pull=None)
     up.set_defaults(json=False)
 
 

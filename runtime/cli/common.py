@@ -16,11 +16,13 @@ from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.spec.bundle import Desired
 from servestate.planner.spec.site import Site
 from servestate.planner.state import State
+from servestate.planner.surroundings import Surroundings
 from servestate.providers.protocol import Provider
 from servestate.runtime.cli.output import Usage, show_diagnostics
 from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
 from servestate.runtime.refresh import refresh
 from servestate.runtime.router_link import router_trouble
+from servestate.runtime.survey import survey
 from servestate.runtime.table_file import read_version
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS, Workspace, open_workspace
 
@@ -62,7 +64,7 @@ def workspace_of(arguments: argparse.Namespace) -> Workspace:
 def look(workspace: Workspace) -> tuple[State, Live]:
     """State and live now. Where there is no state yet, an empty one of a fresh lineage."""
     state = workspace.store.read() or State(str(uuid.uuid4()))
-    return state, asyncio.run(see(workspace, workspace.providers(), state))
+    return state, asyncio.run(see(workspace, workspace.providers(state), state))
 
 
 async def see(workspace: Workspace, providers: Mapping[str, Provider], state: State) -> Live:
@@ -87,10 +89,32 @@ def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
         desired = desired_of(arguments)
         workspace = open_workspace(root_of(arguments.file), desired.site)
         resolved = resolve_desired(desired, destroy=destroy)
-    state, live = look(workspace)
-    plan = make_plan(resolved, state, live, destroy=destroy)
+    state, live, surroundings = asyncio.run(
+        _look_around(workspace, resolved, _pull_policy(arguments, workspace))
+    )
+    plan = make_plan(resolved, state, live, surroundings, destroy=destroy)
     gc.enable()
     return Situation(workspace, resolved, state, live, plan)
+
+
+def _pull_policy(arguments: argparse.Namespace, workspace: Workspace) -> str:
+    """What the command line says of images, else the site."""
+    given: str | None = arguments.pull
+    docker = workspace.site.providers.docker
+    return given or (docker.pull if docker is not None else "missing")
+
+
+async def _look_around(
+    workspace: Workspace, desired: Resolved, pull: str
+) -> tuple[State, Live, Surroundings]:
+    """State, live and surroundings now, everything asked at once."""
+    state = workspace.store.read() or State(str(uuid.uuid4()))
+    providers = workspace.providers(state)
+    live, surroundings = await asyncio.gather(
+        see(workspace, providers, state),
+        survey(desired, providers, workspace.secrets, workspace.root, pull),
+    )
+    return state, live, surroundings
 
 
 def _only_owner(workspace: Workspace) -> str:

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = workspace_of(arguments)
     state = workspace.store.read() or State("")
     found = _instances(state, arguments.address)
-    providers = workspace.providers()
+    providers = workspace.providers(state)
     for instance in found:
         if len(found) > 1:
             say(f"==> {instance.address}")
