@@ -18,10 +18,11 @@ excepts the 80 GB A100 by name; a size cannot, and so errs upwards there by up t
 
 LOGIT_BYTES = 10
 """Per vocabulary entry and sequence while vLLM samples: 16-bit logits, 32-bit copy, 32-bit probabilities.
-For Llama 3.1 8B and 1,024 sequences that is 1.22 GiB; a log says 1.44 GiB at the peak, 0.23 of it graphs."""
+Logs reserve 1.44 GiB for all activations of Llama 3.1 8B on an 80 GB A100, and 0.25 GiB for those of Qwen2.5
+0.5B on 24 GB; the formulas here say 1.22 and 0.36 GiB."""
 
 NON_TORCH = 3 * GIB // 10
-"""CUDA context and libraries beside PyTorch's allocator: logs show 0.07 to 0.33 GiB on one GPU."""
+"""CUDA context and libraries beside PyTorch's allocator: logs show 0.07 to 0.56 GiB on one GPU."""
 
 COLLECTIVES = GIB // 2
 """NCCL and all-reduce buffers of each GPU where there are several: logs show up to 0.95 GiB in all."""
