@@ -66,8 +66,7 @@ class Workspace:
         used = {i.spec.provider for i in state.instances.values()}
         used |= {kind.provider for kind in site.workload_types.values()}
         docker = site.providers.docker or (DockerProvider() if "docker" in used else None)
-        settings = site.providers.model_copy(update={"docker": docker})
-        return build(self.folder / "run", self.root, self.secrets, settings)
+        return build(self.folder / "run", self.root, self.secrets, site.providers.process, docker)
 
 
 SUPPORTED_PROVIDERS = frozenset({"process", "docker"})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from servestate.planner.launch import ExternalSpec, LaunchSpec
-from servestate.planner.spec.site import Providers
+from servestate.planner.spec.site import ProcessProvider
 from servestate.providers import registry
 from servestate.providers.external import ExternalProvider
 from servestate.providers.protocol import Failed, Launched, PermanentError
@@ -64,7 +64,7 @@ def test_specs_of_the_other_kind_are_refused(site):
 
 
 def test_the_registry_has_the_providers_of_the_real_world(tmp_path):
-    built = registry.build(tmp_path / "run", Path("bundle"), SECRETS, Providers())
+    built = registry.build(tmp_path / "run", Path("bundle"), SECRETS, ProcessProvider(), None)
     assert {name: provider.name for name, provider in built.items()} == {
         "process": "process",
         "external": "external",
