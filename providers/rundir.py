@@ -27,6 +27,7 @@ from typing import Any
 from servestate.planner.address import InstanceAddress, parse_instance
 from servestate.planner.launch import LOCAL
 from servestate.providers import labels
+from servestate.providers.engines.engine import KEY_FILE
 from servestate.providers.identity import Identity, parse
 from servestate.providers.labels import Worn
 from servestate.providers.protocol import Marks, TransientError
@@ -115,7 +116,7 @@ class Folder:
 
     def write_key(self, text: str) -> Path:
         """Write the file that an engine reads its key from, for this user only."""
-        path = self.path / "key"
+        path = self.path / KEY_FILE
         path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
