@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from servestate.planner.spec import capacity_rules, external_rules, gateway_rules, support
+from servestate.planner.spec import capacity_rules, external_rules, gateway_rules, reserved_rules, support
 from servestate.planner.spec.characters import describe_odd, shorten
 from servestate.planner.spec.endpoint import Endpoint, Route
 from servestate.planner.spec.external_rules import REFERENCE_FORM, SECRET_REFERENCE
@@ -273,5 +273,6 @@ RULES: tuple[Rule, ...] = (
     support.usage_tracking,  # warning SS144
     support.route_optimized,  # warning SS145
     support.no_config,  # warning SS146 N12
+    reserved_rules.in_endpoint,  # SS195, also a rule of the site
 )
 """Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26."""

@@ -47,6 +47,16 @@ _SITE_ONLY = frozenset(
     {"image", "args", "argv", "command", "engine", "source", "port", "ports", "gpus", "provider"}
 )
 
+_RIGHTS = frozenset(
+    {
+        *("privileged", "pid", "pid_mode", "ipc", "ipc_mode", "uts", "userns", "userns_mode", "network_mode"),
+        *("cap_add", "capabilities", "devices", "device_cgroup_rules", "security_opt", "sysctls"),
+        *("group_add", "cgroup_parent", "runtime", "volumes", "volumes_from", "binds", "ports", "links"),
+        *("extra_hosts", "restart", "restart_policy"),
+    }
+)
+"""Keys by which other tools give a container rights. Here no container gets any, so none can be asked for."""
+
 _EXPECTED = {
     "string_type": "text",
     "tuple_type": "a list",
@@ -122,6 +132,11 @@ def _missing(block: Block, path: Path, inner: Path, findings: Findings) -> None:
 
 def _unknown_key(kind: type[BaseModel], block: Block, path: Path, inner: Path, findings: Findings) -> None:
     key, parent = str(inner[-1]), _model_at(kind, inner[:-1])
+    if key in _RIGHTS and inner[-2:-1] == ("container",):
+        what, fix = f"containers never get {key}", "remove it; files of the host are given by mounts"
+        mark = mark_of(block, inner, key=True)
+        findings.error("SS192", what, fix, mark, (*path, *inner))
+        return
     known = [name for name in (parent.model_fields if parent else ()) if not name.endswith("_plaintext")]
     what = f'the key "{shorten(key)}" is not known in {dotted((*path, *inner[:-1]))}'
     findings.error(

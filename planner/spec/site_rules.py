@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from servestate.planner.spec import docker_rules, engine_rules, reserved_rules
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.report import Report
 from servestate.planner.spec.rules import ENVIRONMENT_FIX, environment_problem
-from servestate.planner.spec.site import ModelVersion, Site
+from servestate.planner.spec.site import Site
 from servestate.planner.spec.suggest import did_you_mean
 from servestate.planner.spec.support import TASKS
 
-PORT = "{port}"
-
 _LISTEN = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}\Z")
 _PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}\Z")
-_PATH = re.compile(r"/[!-~]*\Z")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared with, not bound to
 _TOP_PORT = 65535
 _OVERRIDES_SHOWN = 20
@@ -74,49 +72,6 @@ def state(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
     report.error("SS182", what, "write sqlite:///PATH, for example sqlite:///.servestate/state.db", "state")
 
 
-def docker(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
-    """Declared is fine as long as nothing needs it."""
-    if site.providers.docker is not None:
-        what = "the provider docker is not supported yet; nothing can run in it"
-        report.warning("SS183", what, "map workload types to process", "providers", "docker")
-
-
-def engines(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
-    """Each version has what its engine needs, and nothing that is for another engine."""
-    for name, model in site.models.items():
-        for number, version in model.versions.items():
-            for problem, fix, field in _engine_problems(version):
-                report.error(
-                    "SS184",
-                    f"version {shorten(number)} of {shorten(name)} {problem}",
-                    fix,
-                    "models",
-                    name,
-                    "versions",
-                    number,
-                    *field,
-                )
-
-
-def _engine_problems(version: ModelVersion) -> list[tuple[str, str, tuple[str, ...]]]:
-    problems: list[tuple[str, str, tuple[str, ...]]] = []
-    if version.engine == "command":
-        if not version.argv:
-            problems.append(("has the engine command and no argv", "add argv: the command as a list", ()))
-        elif not any(PORT in part for part in version.argv):
-            problems.append(
-                (f"does not say where {PORT} goes", f"put {PORT} into argv: the port to listen on", ("argv",))
-            )
-    else:
-        if version.argv:
-            problems.append((f"has argv, which engine {version.engine} does not take", "use args", ("argv",)))
-        if not version.source:
-            problems.append(("has no source", "add source: where the weights are, file://PATH", ()))
-    if version.health_path and not _PATH.match(version.health_path):
-        problems.append(("has a health_path that is no path", 'start it with "/"', ("health_path",)))
-    return problems
-
-
 def catalogue(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
     """Models have versions, a known task, and an environment that can be set."""
     for name, model in site.models.items():
@@ -156,9 +111,16 @@ SITE_RULES: tuple[Rule, ...] = (
     listeners,  # SS180
     port_once,  # SS181
     state,  # SS182
-    docker,  # warning SS183
-    engines,  # SS184
+    engine_rules.engines,  # SS184
     port_range,  # SS185
     overrides,  # warning SS186
     catalogue,  # SS187, SS121
+    docker_rules.hosts,  # SS188
+    docker_rules.placements,  # SS189
+    engine_rules.options_of_others,  # SS190
+    engine_rules.arguments,  # SS191
+    docker_rules.containers,  # SS192, which the schema gives as well
+    docker_rules.images,  # SS193
+    engine_rules.parallelism,  # SS194
+    reserved_rules.in_site,  # SS195, also a rule of endpoints
 )

@@ -28,7 +28,7 @@ servestate:
   models:
     demo.gemma:
       versions:
-        "1": {{engine: llamacpp, source: "file://weights.gguf", args: [--ctx-size, "2048", --threads, "1"]}}
+        "1": {{engine: llamacpp, source: "file://weights.gguf", llamacpp: {{ctx_size: 2048, threads: 1}}}}
 resources:
   model_serving_endpoints:
     chat:

@@ -6,16 +6,20 @@ import asyncio
 
 import pytest
 
+from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import LaunchSpec
+from servestate.providers.engine_keys import EngineKeys
+from servestate.providers.engines.engine import KEY_FILE
 from servestate.providers.protocol import Failed, PermanentError
 from servestate.providers.readiness import await_ready
+from servestate.providers.secrets import EnvSecrets, fill
 
 SPEC = LaunchSpec(
     "process",
     "llamacpp",
     "demo-chat",
     source="file://model.gguf",
-    args=("--ctx-size", "512", "--parallel", "1"),
+    options=(("ctx_size", 512), ("parallel", 1)),
 )
 
 
@@ -37,6 +41,11 @@ def test_a_real_model_answers_a_request(site, weights):
         await await_ready(provider, launched.handle, SPEC, 120, said.append)
         assert said
         async with httpx.AsyncClient(base_url=launched.url, timeout=60, trust_env=False) as client:
+            refused = await client.post("/v1/chat/completions", json={"messages": []})
+            assert refused.status_code == 401
+            keys = EngineKeys(site.folder / "engine.key", EnvSecrets({}))
+            key = fill(key_reference(site.marks().address, SPEC), keys).reveal()
+            client.headers["authorization"] = f"Bearer {key}"
             models = (await client.get("/v1/models")).json()
             assert [model["id"] for model in models["data"]] == ["demo-chat"]
             question = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 1}
@@ -49,6 +58,10 @@ def test_a_real_model_answers_a_request(site, weights):
             assert answer.json()["usage"]["completion_tokens"] == 1
             assert "evil" not in answer.headers.get("access-control-allow-origin", "")
             assert answer.headers.get("access-control-allow-origin") != "*"
+        assert key not in await provider.logs(launched.handle, 1000)
+        assert key.encode() not in b"".join(
+            path.read_bytes() for path in site.root.rglob("*") if path.is_file() and path.name != KEY_FILE
+        )
         await provider.stop(launched.handle, 5)
         assert site.pids() == set()
 
@@ -63,6 +76,7 @@ def test_a_file_with_the_right_beginning_and_nothing_else_fails_soon(site, kit):
         launched = await provider.launch(SPEC, site.marks())
         seen = await kit.settled(provider, launched.handle, SPEC, within_s=20)
         assert isinstance(seen, Failed)
+        assert seen.code == "SS513"
         assert "the model could not be loaded" in seen.why
 
     asyncio.run(go())

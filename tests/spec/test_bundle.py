@@ -280,7 +280,7 @@ servestate:
     assert site.overrides["chat/current"].strategy == "recreate"
     assert site.workload_types["GPU_SMALL"].gpus == 1
     assert site.workload_types["CPU"].provider == "process"
-    assert [w.code for w in desired.warnings] == ["SS183"]
+    assert desired.warnings == ()
 
 
 def test_an_override_of_nobody_is_a_warning_with_a_suggestion() -> None:
