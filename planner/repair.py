@@ -7,20 +7,20 @@ replaced, changed, left over) is drift: people are shown it, and apply repairs i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from servestate.planner.address import EntityAddress, InstanceAddress, parse_instance
+from servestate.planner.address import EntityAddress, InstanceAddress
 from servestate.planner.graph import build
 from servestate.planner.launch import LaunchSpec
 from servestate.planner.live import Live, LiveStatus, Observation
 from servestate.planner.match import by_entity
-from servestate.planner.plan import Plan, make_plan, observed_facts
+from servestate.planner.plan import HOST, Plan, make_plan, observed_facts
 from servestate.planner.recorded import recorded
+from servestate.planner.resolve import Resolved
 from servestate.planner.state import EndpointRecord, Instance, Phase, State, Target
 from servestate.planner.steps import AwaitReady, Launch, Node, PublishTable, Pull
-from servestate.planner.surroundings import Surroundings
+from servestate.planner.surroundings import ALONE, Surroundings
 
 _ON_RECORD = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
 """The phases in which an instance is expected to run."""
@@ -46,8 +46,8 @@ class Served:
 
 
 def find_served(state: State, live: Live, silent: Collection[str]) -> list[Served]:
-    """Every entity with a share of the traffic that a provider starts, by address. `state` is settled. Nothing
-    of the providers `silent`, who cannot be asked now, counts as dead."""
+    """Every routed entity that a provider starts, by address. `state` is settled. Nothing of the providers
+    `silent`, which cannot be asked now, counts as dead."""
     groups = by_entity(state.instances.values())
     found = []
     for _, record in sorted(state.endpoints.items()):
@@ -82,32 +82,43 @@ def _has_ended(instance: Instance, live: Live) -> bool:
 
 
 def plan_repair(
-    state: State, live: Live, wanted: Collection[Served], surroundings: Surroundings | None = None
+    state: State, live: Live, wanted: Collection[Served], surroundings: Surroundings = ALONE
 ) -> Plan:
     """The plan that brings back these entities, all of one owner, and touches nothing else. Raises Refused
     where there is none, and InvalidInput as `make_plan` does."""
-    (owner,) = {one.owner for one in wanted}
-    desired = next((found for found in recorded(state) if found.bundle == owner), None)
-    if desired is None:
-        raise Refused("it is no longer in the state")
     assumed = _assumed(state, live, {i.address for one in wanted for i in one.dead})
-    plan = make_plan(desired, state, assumed, **_given(surroundings))
+    plan = make_plan(_recorded_of(state, wanted), state, assumed, surroundings)
     entities = {one.address for one in wanted}
     nodes = _only(plan, entities)
     for node in nodes:
         _check(node, state, entities)
-    touched = (a for a in state.instances.keys() | live.instances.keys() if a.of in entities)
+    touched = sorted(a for a in state.instances.keys() | live.instances.keys() if a.of in entities)
+    hosts = (fact for fact in plan.observed if fact[0].startswith(HOST))
     return replace(
         plan,
-        observed=tuple((str(address), observed_facts(live, address)) for address in sorted(touched)),
+        observed=(*((str(address), observed_facts(live, address)) for address in touched), *hosts),
         drift=(),
         changes=tuple(c for c in plan.changes if str(c.address) in {str(e) for e in entities}),
         nodes=nodes,
     )
 
 
-def _given(surroundings: Surroundings | None) -> dict[str, Surroundings]:
-    return {} if surroundings is None else {"surroundings": surroundings}
+def to_survey(state: State, wanted: Collection[Served]) -> Resolved:
+    """What is recorded of these entities, all of one owner: what the surroundings are needed for."""
+    entities = {one.address for one in wanted}
+    found = _recorded_of(state, wanted)
+    return replace(
+        found,
+        endpoints=tuple(
+            replace(e, entities=tuple(x for x in e.entities if EntityAddress(e.name, x.name) in entities))
+            for e in found.endpoints
+        ),
+    )
+
+
+def _recorded_of(state: State, wanted: Collection[Served]) -> Resolved:
+    (owner,) = {one.owner for one in wanted}
+    return next(found for found in recorded(state) if found.bundle == owner)
 
 
 def until_ready(plan: Plan, timeout_s: float) -> Plan:
@@ -194,7 +205,9 @@ def _check(node: Node, state: State, entities: Collection[EntityAddress]) -> Non
             return
         case PublishTable(record):
             if _routes(record, entities) != _routes(state.endpoints[record.name], entities):
-                raise Refused(f"it would change more of {record.name} than what has died; run: servestate apply")
+                raise Refused(
+                    f"it would change more of {record.name} than what has died; run: servestate apply"
+                )
         case _ if entity_of(node) not in entities:
             raise Refused(f"it would take the step {node.id} of something else; run: servestate apply")
 
@@ -205,11 +218,7 @@ def _routes(record: EndpointRecord, entities: Collection[EntityAddress]) -> obje
         replace(t, instances=()) if EntityAddress(record.name, t.entity) in entities else t
         for t in record.targets
     ]
-    return replace(record, targets=tuple(targets), config_version=0, block=_plain(record.block))
-
-
-def _plain(block: str) -> str:
-    return json.dumps(json.loads(block), sort_keys=True)
+    return replace(record, targets=tuple(targets), config_version=0)
 
 
 def by_owner(served: Collection[Served]) -> Mapping[str, list[Served]]:

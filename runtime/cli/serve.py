@@ -1,4 +1,4 @@
-"""`servestate serve`: the router, in the foreground, until it is told to stop."""
+"""`servestate serve`: the router, in the foreground, until it is told to stop; beside it the controller."""
 
 from __future__ import annotations
 
@@ -16,12 +16,31 @@ from servestate.runtime.workspace import Workspace
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    return serve(workspace_of(arguments), announce)
+    workspace = workspace_of(arguments)
+    if getattr(arguments, "no_controller", False):
+        return serve(workspace, announce)
+    return serve_supervised(workspace, announce)
 
 
 def announce(url: str) -> None:
     """Say where the router is."""
     complain(f"servestate: routing on {url}")
+
+
+def serve_supervised(workspace: Workspace, on_ready: Callable[[str], None]) -> int:
+    """As `serve`, with the controller beside the router for as long as that runs."""
+    from servestate.runtime.guard import Guard
+
+    guard = Guard(workspace, complain)
+
+    def ready(url: str) -> None:
+        guard.start()  # not before: a router that cannot start has nothing to supervise
+        on_ready(url)
+
+    try:
+        return serve(workspace, ready)
+    finally:
+        guard.stop()
 
 
 def serve(workspace: Workspace, on_ready: Callable[[str], None]) -> int:

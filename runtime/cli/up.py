@@ -1,4 +1,4 @@
-"""`servestate up`: apply, say where everything is, then serve in the foreground."""
+"""`servestate up`: apply, say where everything is, then serve in the foreground, supervised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from servestate.runtime.cli import apply
 from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.query import body_for
-from servestate.runtime.cli.serve import announce, serve
+from servestate.runtime.cli.serve import announce, serve_supervised
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         announce(url)
 
-    code = serve(workspace, on_ready)
+    code = serve_supervised(workspace, on_ready)
     complain("servestate: the router has stopped; model servers keep running (servestate destroy stops them)")
     return code
 

@@ -1,0 +1,113 @@
+"""Keeps the controller running beside the router, in a process of its own.
+
+The router parses strangers' bytes; the controller holds the store and the Docker socket. They share no
+memory, and the router waits for nothing here: the thread that watches the controller mostly sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from servestate.runtime.backoff import HEALTHY_S, Backoff
+from servestate.runtime.controller import HEARTBEAT_S, Order
+from servestate.runtime.supervision import supervision_path
+from servestate.runtime.workspace import Workspace
+
+HUNG_AFTER_S = 30 * HEARTBEAT_S
+"""Without a sign of life for so long the controller is killed; its intents cover what it was doing."""
+
+_POLL_S = 0.5
+_STOP_S = 60.0
+"""How long the controller may take to finish what is in flight."""
+
+
+class Guard:
+    """Starts the controller of one site, and starts it again whenever it ends or hangs, until told to stop.
+    `tell` hears a line for people about each time."""
+
+    def __init__(self, workspace: Workspace, tell: Callable[[str], None]) -> None:
+        self._workspace = workspace
+        self._tell = tell
+        self._ending = threading.Event()
+        # A daemon: a second signal ends serve at once, and the kernel then tells the controller.
+        self._thread = threading.Thread(target=self._run, name="controller-guard", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return once the controller has finished what is in flight and is gone."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._ending.is_set():
+            began = time.monotonic()
+            how = self._one_life()
+            if self._ending.is_set():
+                return
+            now = time.monotonic()
+            backoff = (Backoff() if now - began >= HEALTHY_S else backoff).failed(now, random.random)
+            delay = (backoff.next_try or now) - now
+            self._tell(f"servestate: the controller {how}; the router serves on without for {delay:.1f} s")
+            self._ending.wait(delay)
+            backoff = backoff.restarted()
+
+    def _one_life(self) -> str:
+        """Run the controller to its end; how that came."""
+        try:
+            process = self._start()
+        except OSError as error:
+            return f"could not be started: {error}"
+        began = time.time()
+        while process.poll() is None:
+            if self._ending.wait(_POLL_S):
+                _end(process)
+            elif self._last_sign(began) + HUNG_AFTER_S < time.time():
+                process.kill()
+                process.wait()
+                return f"gave no sign of life for {HUNG_AFTER_S:.0f} s and was killed"
+        return (
+            f"was ended by signal {-process.returncode}"
+            if process.returncode < 0
+            else (f"ended with code {process.returncode}")
+        )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        order = Order(self._workspace.site, os.getpid())
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "servestate.runtime.controller", str(self._workspace.root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for serve, which ends the controller in its turn
+        )
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(order.encode())
+        return process
+
+    def _last_sign(self, began: float) -> float:
+        try:
+            return max(began, supervision_path(self._workspace).stat().st_mtime)
+        except OSError:  # none yet, or somebody has removed it: it comes again with the next sign
+            return began
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)  # a paused one could not hear it
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

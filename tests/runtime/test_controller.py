@@ -1,0 +1,306 @@
+"""The controller turn by turn, in a world in memory and in virtual time, on a real store and table file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from servestate.planner.address import EntityAddress, InstanceAddress
+from servestate.planner.live import Live
+from servestate.planner.plan import make_plan
+from servestate.planner.resolve import Resolved
+from servestate.planner.spec.site import Site
+from servestate.planner.state import State
+from servestate.providers.fake import Behaviour, FakeProvider, FakeWorld, Fault
+from servestate.providers.protocol import Provider, TransientError
+from servestate.runtime.apply import Finished, carry_out
+from servestate.runtime.backoff import nominal_delay_s
+from servestate.runtime.controller import Controller, Order, decode_order
+from servestate.runtime.reporter import Reporter
+from servestate.runtime.store.protocol import Owner
+from servestate.runtime.store.sqlite import SqliteStore
+from servestate.runtime.supervision import Condition, Supervised, read_supervision, supervision_path
+from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
+from tests.planner.blocks import bundle, endpoint, local
+
+A, B, C = EntityAddress("one", "a"), EntityAddress("one", "b"), EntityAddress("two", "c")
+BOTH = bundle(endpoint("one", local("a", 60), local("b", 40)), endpoint("two", local("c", 100)))
+LINEAGE = "6dce6f68-0000-4000-8000-000000000002"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Workspace(Workspace):
+    fakes: Mapping[str, Provider] = field(default_factory=dict)
+
+    def providers(self, state: State) -> Mapping[str, Provider]:
+        return self.fakes
+
+
+@dataclass
+class Rig:
+    """One site with its controller; `now` is all the time there is."""
+
+    folder: Path
+    runner: asyncio.Runner
+    world: FakeWorld = field(default_factory=FakeWorld)
+    now: float = 1_000_000.0
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        fakes = {"process": FakeProvider(self.world, "process")}
+        store = SqliteStore(self.folder / "state.db", is_gone)
+        self.workspace = _Workspace(self.folder, self.folder, Site(), store, fakes=fakes)
+        self.controller = self.new_controller()
+
+    def new_controller(self) -> Controller:
+        """One that knows only what the files tell."""
+
+        def tell(subject: str, text: str) -> None:
+            self.said.append(f"{subject}: {text}")
+
+        return Controller(self.workspace, tell, lambda: self.now, lambda: self.now, lambda: 0.5)
+
+    @property
+    def state(self) -> State:
+        return self.workspace.store.read() or State(LINEAGE)
+
+    def apply(self, desired: Resolved) -> None:
+        plan = make_plan(desired, self.state, Live())
+        done = carry_out(self.workspace, plan, None, owner_of_this_process("apply"), Reporter(), 0)
+        assert isinstance(done, Finished)
+        assert done.outcome.complete, done.outcome
+
+    def turn(self) -> bool:
+        """One round of the loop; whether it did anything."""
+        due = self.runner.run(self.controller.look())
+        assert due is not None
+        repair = self.runner.run(self.controller.choose(due))
+        return repair is not None and self.controller.carry_out(repair)
+
+    def after(self, seconds: float, turns: int = 4) -> None:
+        """Time passes, then the loop goes round until there is nothing to do, at most `turns` times."""
+        self.now += seconds
+        for _ in range(turns):
+            self.turn()
+            self.runner.run(asyncio.sleep(0.001))
+
+    def address(self, entity: EntityAddress) -> InstanceAddress:
+        """What the entity's traffic goes to."""
+        targets = self.state.endpoints[entity.endpoint].targets
+        (found,) = next(t for t in targets if t.entity == entity.entity).instances
+        return found
+
+    def crash(self, entity: EntityAddress) -> None:
+        self.world.crash(self.address(entity))
+
+    def serves(self, entity: EntityAddress) -> bool:
+        return len(self.world.alive(self.address(entity))) == 1
+
+    def of(self, entity: EntityAddress) -> Supervised:
+        """What the status file says of it."""
+        self.controller._write()
+        found = read_supervision(supervision_path(self.workspace))
+        assert found is not None
+        return found.entities[str(entity)]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with asyncio.Runner() as runner:
+        made = Rig(tmp_path, runner)
+        made.apply(BOTH)
+        made.after(0)
+        yield made
+        assert not made.workspace.store.held()
+
+
+def launched(rig: Rig, entity: EntityAddress) -> int:
+    """How often it was started, the first time included."""
+    return sum(1 for what, a in rig.world.effects if what == "launch" and a.startswith(f"{entity}@"))
+
+
+def test_all_is_well(rig: Rig) -> None:
+    serial = rig.state.serial
+    rig.after(60)
+    assert rig.state.serial == serial
+    assert rig.said == []
+    assert {rig.of(e).condition for e in (A, B, C)} == {Condition.RUNNING}
+
+
+def test_what_dies_is_replaced_after_a_second(rig: Rig) -> None:
+    rig.crash(A)
+    rig.after(0.8)
+    assert rig.of(A).condition is Condition.RESTARTING
+    assert rig.of(A).reason == "exit code 1"
+    rig.after(0.9)
+    assert not rig.serves(A)
+    rig.after(0.2)
+    assert rig.serves(A)
+    rig.after(0.8)
+    assert (rig.of(A).condition, rig.of(A).backoff.restarts) == (Condition.RUNNING, 1)
+    assert [launched(rig, e) for e in (A, B, C)] == [2, 1, 1]
+    assert rig.said[0] == "one/a: restarting: 0 restarts, next in 1 s: exit code 1"
+    assert len(rig.said) == 3
+    assert {e.by.partition("(")[2] for e in rig.workspace.store.journal(7)} >= {"repair)"}
+
+
+@pytest.mark.slow
+def test_a_day_of_crashes_leaves_the_others_alone(tmp_path: Path) -> None:
+    with asyncio.Runner() as runner:
+        rig = Rig(tmp_path, runner)
+        rig.apply(BOTH)
+        rig.after(0)
+        end, delays = rig.now + 86_400, []
+        while rig.now < end:
+            rig.crash(A)
+            rig.after(0.8, turns=1)
+            waits = rig.of(A).backoff.next_try
+            assert waits is not None
+            delays.append(waits - rig.now)
+            rig.after(waits - rig.now, turns=3)
+            assert rig.serves(A)
+            assert (rig.of(A).condition is Condition.CRASH_LOOPING) == (len(delays) >= 3)
+        assert delays == pytest.approx([nominal_delay_s(n) for n in range(len(delays))])
+        assert len(delays) > 280
+        assert [launched(rig, e) for e in (B, C)] == [1, 1]
+        rig.after(0.8)
+        rig.after(601)
+        assert (rig.of(A).condition, rig.of(A).backoff.restarts) == (Condition.RUNNING, 0)
+        assert len(rig.state.instances) == 3
+
+
+def test_one_that_loads_for_long_holds_nobody_up(rig: Rig) -> None:
+    slow = rig.address(A)
+    rig.world.behave(InstanceAddress("one", "a", slow.revision, 1), Behaviour(ready_after=None))
+    rig.crash(A)
+    rig.after(0.8)
+    rig.after(1.1)
+    assert launched(rig, A) == 2
+    assert not rig.serves(A)
+    assert rig.workspace.store.held() is None
+    rig.crash(C)
+    rig.after(0.8)
+    rig.after(1.1)
+    assert rig.serves(C)
+    assert not rig.serves(A)
+
+
+def test_a_replacement_that_never_gets_ready_counts(rig: Rig) -> None:
+    dying = rig.address(A).revision
+    for replica in range(1, 4):
+        rig.world.behave(InstanceAddress("one", "a", dying, replica), Behaviour(dies_after=0))
+    rig.crash(A)
+    rig.after(0.8)
+    for delay in (1.0, 2.0, 4.0):
+        rig.after(delay + 0.1)
+    assert rig.of(A).backoff.restarts == 3
+    assert rig.of(A).condition is Condition.CRASH_LOOPING
+    assert rig.of(A).backoff.next_try == pytest.approx(rig.now + 8.0)
+    assert len([i for i in rig.state.instances if i.of == A]) <= 2
+    for replica in range(1, 4):
+        rig.world.behave(InstanceAddress("one", "a", dying, replica), Behaviour())
+    rig.after(8.1)
+    assert rig.serves(A)
+
+
+def test_nothing_is_replaced_because_a_provider_is_silent(rig: Rig) -> None:
+    asked = rig.world.calls["observe", ""]
+    for nth in range(asked + 1, asked + 5):
+        rig.world.fail("observe", "", nth, Fault(TransientError("the daemon does not answer")))
+    rig.crash(A)
+    for _ in range(3):
+        rig.after(5, turns=1)
+    assert launched(rig, A) == 1
+    assert [line for line in rig.said if "process" in line] == [
+        "process: does not answer, nothing of it is touched until it does: the daemon does not answer"
+    ]
+    rig.after(60)
+    rig.after(60)
+    assert "process: answers again" in rig.said
+    rig.after(2)
+    rig.after(1)
+    assert rig.serves(A)
+    assert launched(rig, A) == 2
+
+
+def test_somebody_elses_lock_is_waited_for(rig: Rig) -> None:
+    owner = owner_of_this_process("apply")
+    lock, _ = rig.workspace.store.acquire(Owner("apply", "bob", owner.host, owner.process), 9e9)
+    rig.crash(A)
+    rig.after(0.8)
+    rig.after(1.1)
+    rig.after(1.1)
+    assert launched(rig, A) == 1
+    assert sum("waits for the lock of bob" in line for line in rig.said) == 1
+    rig.workspace.store.release(lock)
+    rig.after(0.8)
+    assert rig.serves(A)
+
+
+def test_what_is_no_longer_applied_is_forgotten(rig: Rig) -> None:
+    rig.crash(A)
+    rig.after(0.8)
+    live = rig.runner.run(_look(rig))
+    plan = make_plan(bundle(), rig.state, live, destroy=True)
+    carry_out(rig.workspace, plan, None, owner_of_this_process("destroy"), Reporter(), 0)
+    rig.after(2)
+    rig.controller._write()
+    found = read_supervision(supervision_path(rig.workspace))
+    assert found is not None
+    assert found.entities == {}
+    assert rig.world.things == {}
+
+
+async def _look(rig: Rig) -> Live:
+    seen = await rig.workspace.fakes["process"].observe(rig.state.lineage)
+    return Live({one.address: one for one in seen}, (), rig.state.table_serial)
+
+
+def test_the_next_controller_goes_on_counting(rig: Rig) -> None:
+    for delay in (1.0, 2.0):
+        rig.crash(A)
+        rig.after(0.8)
+        rig.after(delay + 0.1)
+    rig.crash(A)
+    rig.after(0.8)
+    before = rig.of(A)
+    rig.controller = rig.new_controller()
+    rig.after(0)
+    assert rig.of(A) == before
+    rig.after(4.1)
+    assert rig.serves(A)
+    assert rig.of(A).backoff.restarts == 3
+
+
+@pytest.mark.parametrize("when", ["launched", "ready"])
+def test_taken_over_in_the_midst_of_a_repair(rig: Rig, when: str) -> None:
+    rig.crash(A)
+    rig.after(0.8, turns=1)
+    rig.after(1.1, turns=1 if when == "launched" else 2)
+    rig.controller = rig.new_controller()
+    rig.after(0)
+    rig.after(0.8)
+    assert rig.serves(A)
+    assert launched(rig, A) == 2
+    assert rig.of(A).backoff.restarts == 1
+
+
+def test_a_damaged_status_file_is_no_obstacle(rig: Rig) -> None:
+    supervision_path(rig.workspace).write_text('{"format_version": 1, "entities": []}')
+    rig.controller = rig.new_controller()
+    rig.after(1)
+    assert rig.of(A).condition is Condition.RUNNING
+
+
+def test_the_order_comes_through() -> None:
+    models = {"m": {"task": "llm/v1/chat", "versions": {"1": {"engine": "command", "argv": ["x", "{port}"]}}}}
+    docker = {"hosts": {"far": {"url": "ssh://me@far", "gpus": [{"id": "0", "memory": "24GiB"}]}}}
+    site = Site.model_validate(
+        {"models": models, "providers": {"docker": docker}, "overrides": {"e": {"stop_grace_s": "1m"}}}
+    )
+    order = Order(site, 42)
+    assert decode_order(order.encode()) == order
