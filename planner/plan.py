@@ -113,7 +113,8 @@ def make_plan(
         serial=state.serial,
         bundle=desired.bundle,
         desired_digest=desired.digest,
-        observed=_observed(drafts.touched, live) + hosts_observed(nodes, surroundings),
+        # By text, as in the plan file: a plan that was read back is equal.
+        observed=tuple(sorted(_observed(drafts.touched, live) + hosts_observed(nodes, surroundings))),
         drift=tuple(find_drift(settled, live)),
         changes=tuple(drafts.changes),
         nodes=tuple(graph.build(nodes).nodes.values()),
