@@ -59,15 +59,12 @@ def change_endpoint(
     if wanted != record:
         yield Node(publish, PublishTable(wanted), needs)
     after = (publish,) if wanted != record else ()
-    for match in matches:
-        for old in match.old:
-            if old.address not in vacated:
-                # What failed serves nothing, and may still hold the memory that its replacement needs.
-                needs = () if old.phase is Phase.FAILED else after
-                yield from _retire(old, needs, match.entity.timings)
-    for instance in removed:
-        if instance.address not in vacated:
-            yield from _retire(instance, after, timings_at_launch(instance))
+    ending = [(old, match.entity.timings) for match in matches for old in match.old]
+    ending += [(instance, timings_at_launch(instance)) for instance in removed]
+    for old, timings in ending:
+        if old.address not in vacated:
+            # What failed serves nothing, and may still hold the memory that its replacement needs.
+            yield from _retire(old, () if old.phase is Phase.FAILED else after, timings)
 
 
 def delete_endpoint(record: EndpointRecord, instances: Sequence[Instance]) -> Iterator[Node]:
