@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from servestate.planner.address import InstanceAddress
 from servestate.planner.launch import Placement
@@ -30,8 +30,9 @@ class Holder:
 
 
 class Books:
-    """The claims, as they will be after every launch that has been placed so far. `ever` collects every GPU
-    that anything has held at any moment, `before` those held at the start."""
+    """Every claim of the plan: of what holds a GPU when it starts, and of every launch placed so far. Whoever
+    is to stop stays in, since it holds its GPUs until then: what is placed there waits for it. `ever` collects
+    every GPU that anything has held at any moment, `before` those held at the start."""
 
     def __init__(self, holders: Iterable[Holder]) -> None:
         self._by_gpu: dict[GpuKey, list[Holder]] = defaultdict(list)
@@ -39,6 +40,7 @@ class Books:
             self._book(holder)
         self.before = frozenset(self._by_gpu)
         self.ever = set(self.before)
+        self._first: set[InstanceAddress] = set()
 
     def _book(self, holder: Holder) -> None:
         for gpu in holder.placement.gpus:
@@ -57,16 +59,13 @@ class Books:
         self._book(holder)
         self.ever |= {(holder.placement.host, gpu) for gpu in holder.placement.gpus}
 
-    def release(self, addresses: Iterable[InstanceAddress], gpu: GpuKey) -> None:
-        """Those stop before what is placed next starts on that GPU."""
-        gone = set(addresses)
-        self._by_gpu[gpu] = [holder for holder in self.of(gpu) if holder.address not in gone]
-
     def free_first(self, addresses: Iterable[InstanceAddress]) -> None:
         """Those stop before anything of their endpoint starts: their steps wait for nothing now."""
-        gone = set(addresses)
-        for gpu, held in self._by_gpu.items():
-            self._by_gpu[gpu] = [replace(h, waits_for="") if h.address in gone else h for h in held]
+        self._first.update(addresses)
+
+    def awaits(self, holder: Holder) -> str:
+        """The endpoint whose publication the step that ends a holder waits for; "" where it waits for none."""
+        return "" if holder.address in self._first else holder.waits_for
 
     def after(self) -> set[GpuKey]:
         """The GPUs that are still held once every step is done."""

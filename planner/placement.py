@@ -65,7 +65,9 @@ class Placer:
     surroundings: Surroundings
     crowd: dict[str, int]
     refused: list[Diagnostic] = field(default_factory=list)
-    _waits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _kept: set[InstanceAddress] = field(default_factory=set)
+    _behind: dict[InstanceAddress, set[Holder]] = field(default_factory=dict)
+    _waits: dict[str, set[Holder]] = field(default_factory=lambda: defaultdict(set))
     _loads: dict[GpuKey, list[InstanceAddress]] = field(default_factory=lambda: defaultdict(list))
 
     def place(self, matches: Sequence[Match]) -> dict[InstanceAddress, Placed]:
@@ -73,8 +75,11 @@ class Placer:
         for match in matches:
             if match.need is Need.AWAIT:
                 self._note_load(match.use, _present(match))
+            if match.entity.timings.surge:
+                self._kept.update(i.address for i in match.old)
         order = [m for m in matches if m.need is Need.LAUNCH]
         order.sort(key=lambda m: (-_gpus(m), -_spec(m).gpu_fraction, m.use))
+        self.books.free_first(address for m in order for address in _forced(m))
         placed = {m.use: found for m in order if (found := self._one(m)) is not None}
         return placed
 
@@ -83,8 +88,7 @@ class Placer:
         if match.present is not None:  # it runs already and is only taken over
             self._note_load(match.use, match.present)
             return Placed(match.present)
-        forced = tuple(i.address for i in match.old) if match.entity.timings.recreate else ()
-        self.books.free_first(forced)
+        forced = _forced(match)
         if spec.provider == "process" and not spec.gpus:
             return Placed(HERE, vacates=forced)
         offers = [offer for host in match.entity.hosts if (offer := self._offer(host, match)) is not None]
@@ -105,11 +109,11 @@ class Placer:
             vacated |= {h.address for h in offer.displaced if h.waits_for == match.use.endpoint}
             vacated |= {i.address for i in match.old}
             self.books.free_first(vacated)
-        for gpu in offer.gpus:
-            self.books.release((h.address for h in offer.displaced), (offer.host, gpu))
-        self._waits[match.use.endpoint] |= {h.waits_for for h in offer.displaced if h.waits_for}
-        self._waits[match.use.endpoint].discard(match.use.endpoint)
-        follows = [a for gpu in offer.gpus for a in self._loads[offer.host, gpu]]
+        follows = self._follows(match.use, placement)
+        behind = {h for h in offer.displaced if self.books.awaits(h)}
+        behind = behind.union(*(self._behind.get(a, ()) for a in follows))
+        self._behind[match.use] = behind
+        self._waits[match.use.endpoint] |= behind
         self.books.claim(Holder(match.use, placement))
         self._note_load(match.use, placement)
         self.crowd[offer.host] = self.crowd.get(offer.host, 0) + 1
@@ -117,9 +121,15 @@ class Placer:
             placement,
             tuple(sorted(vacated)),
             tuple(sorted({h.stop for h in offer.displaced})),
-            tuple(dict.fromkeys(follows)),
+            follows,
             tuple(self._remarks(match, offer, placement)),
         )
+
+    def _follows(self, use: InstanceAddress, placement: Placement) -> tuple[InstanceAddress, ...]:
+        """The loads on the same GPUs that a launch waits out. One that itself waits until the launch's endpoint
+        is published comes later anyhow, and must not be waited for."""
+        loads = dict.fromkeys(a for gpu in placement.gpus for a in self._loads[placement.host, gpu])
+        return tuple(a for a in loads if use.endpoint not in self._awaited(self._behind.get(a, ())))
 
     def _note_load(self, address: InstanceAddress, placement: Placement) -> None:
         for gpu in placement.gpus:
@@ -146,10 +156,9 @@ class Placer:
         gpus = tuple(c[4].id for c in chosen)
         displaced = {
             h.address: h
-            for gpu in gpus
-            for h in self.books.of((name, gpu))
-            if _Way.FREE < self._way_of(h, match) <= way
-            and not suffices(room(self.books.of((name, gpu))), spec.gpu_fraction)
+            for needed, *_, gpu in chosen
+            for h in self.books.of((name, gpu.id))
+            if _Way.FREE < needed and self._way_of(h, match) <= needed
         }
         free = sum(not self.books.of((name, gpu.id)) for gpu in host.gpus)
         fit = self._fit(match, min(c[4].memory for c in chosen))
@@ -219,19 +228,23 @@ class Placer:
         own = match.use.endpoint
         if not holder.stop:
             return _Way.NEVER
-        if not holder.waits_for:
+        awaited = self.books.awaits(holder)
+        if not awaited:
             return _Way.FREED
-        if holder.waits_for == own:
-            return _Way.NEVER if match.entity.timings.surge else _Way.VACATED
-        return _Way.NEVER if own in self._awaited_by(holder.waits_for) else _Way.PASSED_ON
+        if awaited == own:
+            kept = match.entity.timings.surge or holder.address in self._kept
+            return _Way.NEVER if kept else _Way.VACATED
+        return _Way.NEVER if own in self._awaited([holder]) else _Way.PASSED_ON
 
-    def _awaited_by(self, endpoint: str) -> set[str]:
-        """The endpoints whose publication that endpoint waits for, directly or not, itself included."""
-        found, queue = {endpoint}, [endpoint]
+    def _awaited(self, holders: Iterable[Holder]) -> set[str]:
+        """The endpoints whose publication the steps that end these wait for, directly or not."""
+        found: set[str] = set()
+        queue = list(holders)
         while queue:
-            more = self._waits[queue.pop()] - found
-            found |= more
-            queue += sorted(more)
+            endpoint = self.books.awaits(queue.pop())
+            if endpoint and endpoint not in found:
+                found.add(endpoint)
+                queue += self._waits[endpoint]
         return found
 
     def _remarks(self, match: Match, offer: _Offer, placement: Placement) -> Iterator[str]:
@@ -277,15 +290,21 @@ class Placer:
     def _why_not_gpu(self, host: str, gpu: Gpu, match: Match) -> str:
         if trouble := self._gpu_trouble(host, gpu, match):
             return f"{gpu.id}: {trouble}"
-        held = self.books.of((host, gpu.id))
         if self._way(host, gpu, match) is not _Way.NEVER:
             return f"{gpu.id}: free for it"
-        return f"{gpu.id}: held by {', '.join(sorted(str(h.address) for h in held))}"
+        staying = (h for h in self.books.of((host, gpu.id)) if self._way_of(h, match) is _Way.NEVER)
+        return f"{gpu.id}: held by {', '.join(sorted(str(h.address) for h in staying))}"
 
 
 def _spec(match: Match) -> LaunchSpec:
     assert isinstance(match.entity.spec, LaunchSpec), "only what is launched is placed"
     return match.entity.spec
+
+
+def _forced(match: Match) -> tuple[InstanceAddress, ...]:
+    """What a launch vacates because somebody wants it so; what runs already and is only taken over, nothing."""
+    demanded = match.entity.timings.recreate and match.present is None
+    return tuple(i.address for i in match.old) if demanded else ()
 
 
 def _gpus(match: Match) -> int:
