@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from servestate.planner.spec import site
-from servestate.providers.docker import DockerProvider
 from servestate.providers.external import ExternalProvider
 from servestate.providers.ports import Ports
 from servestate.providers.process import ProcessProvider
@@ -28,5 +27,7 @@ def build(
         ExternalProvider(secrets),
     ]
     if docker is not None:
+        from servestate.providers.docker import DockerProvider  # here: most sites need none of it
+
         providers.append(DockerProvider(docker, base_dir, secrets))
     return {provider.name: provider for provider in providers}

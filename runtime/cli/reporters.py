@@ -152,6 +152,7 @@ class JsonReporter(Reporter):
     """One object per line. `announce` prints the version line, where no plan was printed before."""
 
     def __init__(self, announce: bool) -> None:
+        self._began: dict[str, float] = {}
         if announce:
             self._print(version_line())
 
@@ -161,11 +162,13 @@ class JsonReporter(Reporter):
 
     def step_started(self, node: Node) -> None:
         """See `Reporter`."""
+        self._began[node.id] = time.monotonic()
         self._print(line("apply_start", f"{subject(node.step)}: {words(node.step)[0]}...", hook=_hook(node)))
 
     def step_progress(self, node: Node, text: str) -> None:
         """See `Reporter`."""
-        self._print(line("apply_progress", f"{subject(node.step)}: {text}", hook=_hook(node)))
+        hook = {**_hook(node), "elapsed_seconds": round(time.monotonic() - self._began[node.id], 3)}
+        self._print(line("apply_progress", f"{subject(node.step)}: {text}", hook=hook))
 
     def step_done(self, node: Node, elapsed_s: float) -> None:
         """See `Reporter`."""
