@@ -30,9 +30,11 @@ class Holder:
 
 
 class Books:
-    """Every claim of the plan: of what holds a GPU when it starts, and of every launch placed so far. Whoever
-    is to stop stays in, since it holds its GPUs until then: what is placed there waits for it. `ever` collects
-    every GPU that anything has held at any moment, `before` those held at the start."""
+    """Every claim of the plan: of what holds a GPU when it starts, and of every launch placed so far.
+
+    Whoever is to stop stays in, since it holds its GPUs until then: what is placed there waits for it. `ever`
+    collects every GPU that anything has held at any moment, `before` those held at the start.
+    """
 
     def __init__(self, holders: Iterable[Holder]) -> None:
         self._by_gpu: dict[GpuKey, list[Holder]] = defaultdict(list)
@@ -64,7 +66,7 @@ class Books:
         self._first.update(addresses)
 
     def awaits(self, holder: Holder) -> str:
-        """The endpoint whose publication the step that ends a holder waits for; "" where it waits for none."""
+        """The endpoint whose publication the step that ends a holder waits for, "" for none."""
         return "" if holder.address in self._first else holder.waits_for
 
     def after(self) -> set[GpuKey]:

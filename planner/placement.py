@@ -126,8 +126,8 @@ class Placer:
         )
 
     def _follows(self, use: InstanceAddress, placement: Placement) -> tuple[InstanceAddress, ...]:
-        """The loads on the same GPUs that a launch waits out. One that itself waits until the launch's endpoint
-        is published comes later anyhow, and must not be waited for."""
+        """The loads on the same GPUs that a launch waits out. One that itself waits until the launch's
+        endpoint is published comes later anyhow, and must not be waited for."""
         loads = dict.fromkeys(a for gpu in placement.gpus for a in self._loads[placement.host, gpu])
         return tuple(a for a in loads if use.endpoint not in self._awaited(self._behind.get(a, ())))
 
@@ -158,7 +158,7 @@ class Placer:
             h.address: h
             for needed, *_, gpu in chosen
             for h in self.books.of((name, gpu.id))
-            if _Way.FREE < needed and self._way_of(h, match) <= needed
+            if needed > _Way.FREE and self._way_of(h, match) <= needed
         }
         free = sum(not self.books.of((name, gpu.id)) for gpu in host.gpus)
         fit = self._fit(match, min(c[4].memory for c in chosen))
@@ -302,7 +302,7 @@ def _spec(match: Match) -> LaunchSpec:
 
 
 def _forced(match: Match) -> tuple[InstanceAddress, ...]:
-    """What a launch vacates because somebody wants it so; what runs already and is only taken over, nothing."""
+    """What a launch vacates because somebody wants it so; nothing where it runs and is only taken over."""
     demanded = match.entity.timings.recreate and match.present is None
     return tuple(i.address for i in match.old) if demanded else ()
 

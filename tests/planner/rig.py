@@ -8,9 +8,10 @@ moment it happens, because the executor would rightly treat an exception as a fa
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from servestate.planner.resolve import Resolved
 from servestate.planner.stale import moved
 from servestate.planner.state import Event, Phase, State
 from servestate.planner.steps import Node
+from servestate.planner.surroundings import ALONE, Surroundings
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import decode, encode
 from servestate.providers.external import ExternalProvider
@@ -98,7 +100,8 @@ class Site:
     """One site and everything in it. `boundary` is called with a name at every point where a process can die:
     before and after each effect and each write. `frozen` is awaited where it can stand still for long: after
     the intent of an effect is committed and before the effect. `drifted` holds the URLs of what the world
-    changed by itself; `tampered` says that somebody else wrote the table file."""
+    changed by itself; `tampered` says that somebody else wrote the table file. `surroundings` are its hosts
+    and their GPUs."""
 
     store: StateStore = field(default_factory=MemoryStore)
     world: World = field(default_factory=World)
@@ -113,6 +116,7 @@ class Site:
     started: list[str] = field(default_factory=list)
     path: Path | None = None
     lineage: str = LINEAGE
+    surroundings: Surroundings = ALONE
     _ops: Iterator[int] = field(default_factory=lambda: count(1))
     _proved: set[str] = field(default_factory=set)
 
@@ -131,7 +135,7 @@ class Site:
         return await refresh(self.providers, self.lineage, self.state, self.table.version)
 
     def plan(self, desired: Resolved, *, destroy: bool = False) -> Plan:
-        return make_plan(desired, self.state, self.look(), destroy=destroy)
+        return make_plan(desired, self.state, self.look(), self.surroundings, destroy=destroy)
 
     def apply(self, plan: Plan, digest: str | None = None, *, stop_at: int = 0) -> Outcome | list[str]:
         """What `servestate apply` does with a plan: the outcome, or why it is stale."""
@@ -156,7 +160,7 @@ class Site:
     ) -> Outcome | list[str]:
         state = self.state
         live = await refresh(self.providers, self.lineage, state, self.table.version)
-        reasons = moved(plan, state, live, digest)
+        reasons = moved(plan, state, live, digest, self.surroundings)
         return reasons or await self.execute(plan, state, live, lock, stop_at)
 
     async def execute(self, plan: Plan, state: State, live: Live, lock: Lock, stop_at: int = 0) -> Outcome:
@@ -254,6 +258,21 @@ class Site:
         if instance is None or instance.phase is not Phase.LAUNCHING or instance.op != marks.op:
             self.violations.append(f"D1: launch of {marks.address} without a committed intent")
 
+    def launched(self, marks: Marks) -> None:
+        """P9, at the moment of the effect."""
+        taken = Counter[tuple[str, str]]()
+        for thing in self.world.things.values():
+            if thing.status is not LiveStatus.EXITED:
+                placement = thing.marks.placement
+                for gpu in placement.gpus:
+                    taken[placement.host, gpu] += placement.fraction  # type: ignore[assignment]
+        mine = [(marks.placement.host, gpu) for gpu in marks.placement.gpus]
+        self.violations += [
+            f"P9: {marks.address} is launched on {host}/{gpu}, which is then taken {taken[host, gpu]:g} times"
+            for host, gpu in mine
+            if taken[host, gpu] > 1.001
+        ]
+
     def stopping(self, handle: str) -> bool:
         """D1, as the call arrives. Whether it is an instance of the state that shall stop."""
         thing = self.world.things.get(handle)
@@ -305,7 +324,10 @@ class _Watched:
         self._inner = FakeProvider(site.world, self.name)
 
     async def observe(self, lineage: str) -> list[Observation]:
-        return await self._inner.observe(lineage)
+        """With the placement that its marks tell."""
+        things = self._site.world.things
+        seen = await self._inner.observe(lineage)
+        return [replace(one, placement=things[one.handle].marks.placement) for one in seen]
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         self._site.launching(marks)
@@ -313,6 +335,7 @@ class _Watched:
         await self._site.frozen("launch")
         self._site.boundary("launch:before")
         launched = await self._inner.launch(spec, marks)
+        self._site.launched(marks)
         self._site.boundary("launch:after")
         await asyncio.sleep(self._site.pause())
         return launched
