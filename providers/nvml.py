@@ -30,7 +30,7 @@ def read() -> Reading:
     """The GPUs now. Their ids are indices, which the driver counts by bus address: CUDA does so only where
     CUDA_DEVICE_ORDER says it."""
     try:
-        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]  # optional, no types
+        import pynvml
     except ImportError:
         return Reading(trouble="the Python package nvidia-ml-py is not installed, so no GPU can be seen")
     try:

@@ -13,12 +13,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from servestate.planner.spec.site import DockerHost
 from servestate.providers.docker import threads
-from servestate.providers.protocol import TransientError
+from servestate.providers.protocol import PermanentError, TransientError
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -219,6 +220,8 @@ class Api:
             raise self._unreachable("no answer in time") from None
 
     async def _stream(self, open_: Callable[[Any], Iterator[Json]]) -> AsyncGenerator[Json, None]:
+        _require_sdk()
+
         def steps() -> Iterator[Json]:
             return iter(self._translated(open_))
 
@@ -230,6 +233,7 @@ class Api:
                 raise self._translation(error) from error
 
     def _translated(self, work: Callable[[Any], T]) -> T:
+        _require_sdk()
         try:
             return work(self._client())
         except _failures() as error:
@@ -271,6 +275,15 @@ class Api:
         )
         client.timeout = CALL_S
         return client
+
+
+def _require_sdk() -> None:
+    if find_spec("docker") is None:
+        raise PermanentError(
+            "SS505",
+            "the Python package docker is not installed, which speaks to Docker hosts",
+            "install it: pip install 'servestate[docker]'",
+        )
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -22,11 +22,6 @@ MEMORY_SHARE = 0.9
 TMP_BYTES = 2 << 30
 RUN_BYTES = 16 << 20
 
-_TMPFS = {
-    # Programs may be run in /tmp: engines compile kernels there and load what they compiled.
-    "/tmp": f"rw,nosuid,nodev,exec,size={TMP_BYTES},mode=1777",  # noqa: S108  # the container's
-    "/run": f"rw,nosuid,nodev,noexec,size={RUN_BYTES},mode=1777",
-}
 _LOG = {"Type": "local", "Config": {"max-size": "10m", "max-file": "3"}}
 _ROOT = ("", "root", "0")
 _VISIBLE_GPUS = "NVIDIA_VISIBLE_DEVICES"
@@ -83,7 +78,7 @@ def config(
             "PortBindings": {port: [{"HostIp": ground.address, "HostPort": ""}]},
             "Mounts": _mounts(container, command, ground),
             "ReadonlyRootfs": container.read_only,
-            "Tmpfs": _TMPFS,
+            "Tmpfs": _tmpfs(user(container, command, ground.image), handover),
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],  # and Docker's default seccomp profile
             "Init": True,  # reaps what workers leave behind, and passes SIGTERM on
@@ -127,6 +122,18 @@ def _program(command: ContainerCommand, handover: entry.Handover, image: Image) 
     program = [*image.entrypoint, *(command.args or image.command)]
     stdin = {"OpenStdin": True, "StdinOnce": True, "AttachStdin": True}
     return {"Entrypoint": entry.entrypoint(), "Cmd": program, **stdin}
+
+
+def _tmpfs(user: str, handover: entry.Handover) -> dict[str, str]:
+    """File systems in memory, which count as the container's. runc gives one the mode of the image's folder
+    of that name, so the user has to own /run, and secrets go into a folder that no image has."""
+    known = owner(user)
+    owned = f",uid={known[0]},gid={known[1]}" if known else ""
+    small = f"rw,nosuid,nodev,noexec,size={RUN_BYTES},mode=1777{owned}"
+    secret = {entry.FOLDER: small} if handover else {}
+    # Programs may be run in /tmp: engines compile kernels there and load what they compiled.
+    large = f"rw,nosuid,nodev,exec,size={TMP_BYTES},mode=1777"
+    return {"/tmp": large, "/run": small, **secret}  # noqa: S108  # the container's
 
 
 def _limits(container: Container, command: ContainerCommand, host_memory: int) -> dict[str, int]:

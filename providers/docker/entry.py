@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from servestate.providers.protocol import PermanentError
 
 FOLDER = "/run/servestate"
-"""On a tmpfs of the container: what is written there is on no disk and ends with it."""
+"""A tmpfs of the container: what is written there is on no disk and ends with it."""
 
 SHELL = "/bin/sh"
 
@@ -25,7 +25,6 @@ EXIT_CODE = 78
 # newlines at the end of a value, hence the full stop that is cut off again.
 SCRIPT = f"""\
 set -eu
-(umask 077; mkdir -p {FOLDER})
 servestate_whole=
 while IFS=' ' read -r servestate_kind servestate_name servestate_data; do
   case $servestate_kind in

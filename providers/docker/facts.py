@@ -130,6 +130,12 @@ def _url(raw: Mapping[str, Any], port: int, address: str) -> str:
     return next((f"http://{shown}:{binding['HostPort']}" for binding in bindings), "")
 
 
+def _cpus(limits: Mapping[str, Any]) -> float:
+    """The bound in cores, which may be given in either of two ways; 0 for none."""
+    period = limits.get("CpuPeriod") or 100_000
+    return float((limits.get("NanoCpus") or 0) / 1e9 or (limits.get("CpuQuota") or 0) / period)
+
+
 def _fields(raw: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """What only somebody else can have changed since it was created, by name."""
     limits = raw["HostConfig"]
@@ -139,7 +145,7 @@ def _fields(raw: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[tuple[st
         "image": raw["Image"],
         "memory": limits.get("Memory") or 0,
         "memory_swap": limits.get("MemorySwap") or 0,
-        "cpus": (limits.get("NanoCpus") or 0) / 1e9,
+        "cpus": _cpus(limits),
         "pids": limits.get("PidsLimit") or 0,
         "restart": (limits.get("RestartPolicy") or {}).get("Name") or "no",
         "networks": ",".join(sorted(networks)),

@@ -133,6 +133,7 @@ async def _create(daemon: Daemon, worn: Worn, config: dict[str, object]) -> str:
 async def _fill(daemon: Daemon, container: str, order: Order, user: str) -> None:
     """What has to be there before the engine starts: a shell where it is needed, and the caches' folders."""
     if order.handover and not await daemon.api.holds(container, entry.SHELL):
+        await _looked(daemon, container)  # a container that is gone holds nothing either
         raise PermanentError(
             "SS532",
             f"image {order.container.image} has no {entry.SHELL}, which takes in what is secret",

@@ -16,6 +16,8 @@ from servestate.providers.fake import Behaviour, FakeProvider, FakeWorld, Fault
 from servestate.providers.protocol import Failed, Launched, Provider, Ready, TransientError
 from servestate.providers.readiness import await_ready
 from servestate.providers.secrets import EnvSecrets
+from tests.docker import images
+from tests.providers.docker.place import opened
 
 FAKE = LaunchSpec("fake", "command", "m")
 EXTERNAL = ExternalSpec("openai", "https://api.example.com/v1/chat", "gpt", "llm/v1/chat")
@@ -71,8 +73,29 @@ class ExternalCase:
         return ExternalProvider(EnvSecrets({}))
 
 
-def make(kind, site, kit):
+@dataclass
+class DockerCase:
+    """Real containers."""
+
+    site: object
+    spec: Spec
+    place: object
+
+    def provider(self) -> Provider:
+        return self.place.provider()
+
+    def crash(self, launched: Launched) -> None:
+        self.place.only().kill()
+
+    def pause(self, launched: Launched) -> None:
+        self.place.only().pause()
+
+
+def make(kind, request, site, kit):
     match kind:
+        case "docker":
+            place = request.getfixturevalue("place")
+            return DockerCase(place, place.spec(images.engine_double(place.client)), place)
         case "fake":
             return FakeCase(site)
         case "process":
@@ -81,15 +104,25 @@ def make(kind, site, kit):
             return ExternalCase(site)
 
 
-@pytest.fixture(params=["fake", "process", "external"])
+@pytest.fixture
+def place(tmp_path):
+    """A site with containers."""
+    with opened(tmp_path) as made:
+        yield made
+
+
+DOCKER = pytest.param("docker", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["fake", "process", "external", DOCKER])
 def case(request, site, kit):
-    return make(request.param, site, kit)
+    return make(request.param, request, site, kit)
 
 
-@pytest.fixture(params=["fake", "process"])
+@pytest.fixture(params=["fake", "process", DOCKER])
 def starting(request, site, kit):
     """Only the providers that start something, so that it can end, pause and be found."""
-    return make(request.param, site, kit)
+    return make(request.param, request, site, kit)
 
 
 async def ready(case, provider):
@@ -194,7 +227,7 @@ def test_a_stopped_thing_can_be_launched_again(starting):
 
 def test_stopping_what_never_was_is_success(case):
     async def go():
-        for handle in ("", "nonsense", "1.1.00000000", "external:nowhere", "fake-99"):
+        for handle in ("", "nonsense", "1.1.00000000", "external:nowhere", "fake-99", "local/c5ff/created"):
             await case.provider().stop(handle, 0)
             assert await case.provider().logs(handle, 5) == ""
 
