@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,27 @@ def test_the_provider_surveys_and_hears():
     made = DockerProvider(Settings(), Path(), EnvSecrets({}))
     assert isinstance(made, Surveyor)
     assert isinstance(made, Watcher)
+
+
+def test_the_sdk_is_imported_by_those_who_speak_to_a_host_only():
+    """Making every provider of a site with containers is part of `servestate plan` without any."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from servestate.planner.spec.site import DockerProvider, ProcessProvider\n"
+        "from servestate.providers.registry import build\n"
+        "build(Path(), Path(), None, ProcessProvider(), DockerProvider())\n"
+        "print(sorted({'docker', 'requests', 'urllib3', 'pynvml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_without_the_sdk_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(api, "find_spec", lambda name: None)
+    provider = DockerProvider(Settings(), Path(), EnvSecrets({}))
+    for call in (provider.observe("x"), provider.pull("local", "x", "sha256:aa", print)):
+        with pytest.raises(PermanentError, match=r"SS505.*docker is not installed"):
+            asyncio.run(call)
 
 
 @pytest.mark.parametrize(
