@@ -41,8 +41,11 @@ def diff_endpoint(
         change = _entity_change(desired.name, match, before.get(name), after[name], record, live)
         if change is not None:
             yield replace(change, remarks=tuple(_remarks(match)))
+    vacated = {address for match in matches for address in match.placed.vacates}
     for instances in removed:
-        yield _entity_removed(instances, before, Reason.NOT_CONFIGURED)
+        change = _entity_removed(instances, before, Reason.NOT_CONFIGURED)
+        first = any(i.address in vacated for i in instances)
+        yield replace(change, category=Category.RECREATE) if first else change
 
 
 def _remarks(match: Match) -> Iterator[str]:

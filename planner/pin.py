@@ -15,7 +15,7 @@ from servestate.planner.launch import Container, LaunchSpec
 from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntity
 from servestate.planner.revision import revision
 from servestate.planner.state import Instance
-from servestate.planner.surroundings import ImageFacts, Surroundings
+from servestate.planner.surroundings import Host, ImageFacts, Surroundings
 
 _Groups = Mapping[EntityAddress, Sequence[Instance]]
 
@@ -56,13 +56,13 @@ def _entity(
     if container is None or container.digest:
         return entity
     assert isinstance(spec, LaunchSpec)
-    digest = _digest(container.image, entity.hosts, recorded, surroundings)
+    digest = _digest(spec.provider, container.image, entity.hosts, recorded, surroundings)
     pinned = replace(spec, container=replace(container, digest=digest))
     return replace(entity, spec=pinned, revision=revision(pinned))
 
 
 def _digest(
-    image: str, hosts: Sequence[str], recorded: Sequence[Instance], surroundings: Surroundings
+    provider: str, image: str, hosts: Sequence[str], recorded: Sequence[Instance], surroundings: Surroundings
 ) -> str:
     """The digest that is recorded, where the name still means it on some host, else that of the first host
     that has the image, else that of the registry."""
@@ -77,7 +77,11 @@ def _digest(
             return before.digest
     if digests:
         return digests[0]
-    troubles = [f"{host}: {one.trouble or 'it was not asked'}" for host, one in sorted(facts.items())]
+    places = {host: surroundings.hosts.get((provider, host), Host(host)) for host in hosts}
+    troubles = [
+        f"{host}: {one.trouble or places[host].trouble or 'it was not asked'}"
+        for host, one in sorted(facts.items())
+    ]
     what = f'image "{image}" is not to be had'
     fix = "correct its name, pull or load it there, or allow pulls: --pull missing"
     raise InvalidInput([Diagnostic("SS320", what, fix, detail="\n".join(troubles))])

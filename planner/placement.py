@@ -122,7 +122,7 @@ class Placer:
             tuple(sorted(vacated)),
             tuple(sorted({h.stop for h in offer.displaced})),
             follows,
-            tuple(self._remarks(match, offer, placement)),
+            tuple(self._remarks(match, offer, placement, follows)),
         )
 
     def _follows(self, use: InstanceAddress, placement: Placement) -> tuple[InstanceAddress, ...]:
@@ -228,6 +228,8 @@ class Placer:
         own = match.use.endpoint
         if not holder.stop:
             return _Way.NEVER
+        if holder.waits_for and holder.address in _forced(match):
+            return _Way.FREE  # whatever the launch is given, it starts after that one has stopped
         awaited = self.books.awaits(holder)
         if not awaited:
             return _Way.FREED
@@ -247,17 +249,23 @@ class Placer:
                 queue += self._waits[endpoint]
         return found
 
-    def _remarks(self, match: Match, offer: _Offer, placement: Placement) -> Iterator[str]:
+    def _remarks(
+        self, match: Match, offer: _Offer, placement: Placement, follows: Sequence[InstanceAddress]
+    ) -> Iterator[str]:
         spec = _spec(match)
         if offer.gpus:
-            share = f", {placement.fraction:g} of each" if placement.fraction != 1 else ""
-            yield f"on {offer.host}, GPU {', '.join(offer.gpus)}{share}"
+            several = len(offer.gpus) > 1
+            share = f", {placement.fraction:g} of {'each' if several else 'it'}"
+            gpus = f"GPU{'s' * several} {', '.join(offer.gpus)}{share * (placement.fraction != 1)}"
+            yield f"on {offer.host}, {gpus}"
         if offer.fit is not None:
             yield explain(offer.fit)
         elif offer.gpus:
             why = self.surroundings.model_troubles.get(spec.source, "its headers were not read")
             yield f"whether it fits is not estimated: {why}"
         yield from self._chosen(match, offer)
+        if follows:
+            yield f"loads after {', '.join(map(str, follows))}: never two at once on one GPU"
 
     def _chosen(self, match: Match, offer: _Offer) -> Iterator[str]:
         """Why the order is what it is, where it was not simply free."""
@@ -292,8 +300,10 @@ class Placer:
             return f"{gpu.id}: {trouble}"
         if self._way(host, gpu, match) is not _Way.NEVER:
             return f"{gpu.id}: free for it"
-        staying = (h for h in self.books.of((host, gpu.id)) if self._way_of(h, match) is _Way.NEVER)
-        return f"{gpu.id}: held by {', '.join(sorted(str(h.address) for h in staying))}"
+        staying = [h for h in self.books.of((host, gpu.id)) if self._way_of(h, match) is _Way.NEVER]
+        circular = any(self.books.awaits(h) not in ("", match.use.endpoint) for h in staying)
+        because = f", waiting for {match.use.endpoint} itself" if circular else ""
+        return f"{gpu.id}: held by {', '.join(sorted(str(h.address) for h in staying))}{because}"
 
 
 def _spec(match: Match) -> LaunchSpec:
@@ -335,7 +345,7 @@ def _refusal(match: Match, reasons: Iterable[str]) -> Diagnostic:
     what = f"{match.use.of} does not fit on any host that it may run on"
     if not spec.gpus:
         what = f"{match.use.of} cannot run on any of its hosts"
-    fix = "free GPUs, allow other hosts, or ask for less"
+    fix = "free GPUs, allow other hosts, ask for less, or let an endpoint stop first: strategy: recreate"
     if match.entity.timings.surge:
         fix = "allow its old instance to stop first: strategy: recreate; or free GPUs"
     return Diagnostic("SS310", what, fix, detail="\n".join(reasons))

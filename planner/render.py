@@ -146,7 +146,7 @@ def _chore(node: Node, changed: set[str], ended: set[EndpointAddress | EntityAdd
         case RewriteTable():
             return "the routing table is written again"
         case Pull(_, host, image, digest):
-            return f"{image} is pulled to {host} ({digest})"
+            return f"{image} is pulled to {host} ({_shortened(digest)})"
         case PublishTable(record) if record.name not in changed:
             return f"the routes of {record.name} are published again"
         case Stop(address, _, handle) if address.of not in ended or is_of_stray(node):
@@ -287,6 +287,10 @@ def _glyph(key: str, was: dict[str, Any], now: dict[str, Any]) -> str:
     return " " if was[key] == now[key] else "~"
 
 
+def _shortened(digest: str) -> str:
+    return f"{digest[:19]}…"
+
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
@@ -296,5 +300,5 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, str) and _DIGEST.match(value):
-        return f'"{value[:19]}…"'
+        return f'"{_shortened(value)}"'
     return canonical_json(value)
