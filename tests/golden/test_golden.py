@@ -1,8 +1,9 @@
 """Every folder beside this file is a case: desired.yaml, state.json and live.json -> plan.txt and plan.json.
 
-`verb.txt` holds `destroy` where the plan is one of `servestate destroy`; where planning is refused, error.txt
-holds what is printed in place of the plan. A new case is a new folder with the three inputs. To write the
-expected files anew, and then read every line of the difference:
+`verb.txt` holds `destroy` where the plan is one of `servestate destroy`, `surroundings.json` hosts, images
+and models where they matter; where planning is refused, error.txt holds what is printed in place of the plan.
+A new case is a new folder with the three inputs. To write the expected files anew, and then read every line
+of the difference:
 
     SERVESTATE_REWRITE_GOLDEN=1 python -m pytest tests/golden
 """
@@ -14,12 +15,15 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from servestate.planner.address import parse_instance
 from servestate.planner.codec import decode_instance, decode_plan, decode_record, encode_plan
 from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.fit import ModelFacts
+from servestate.planner.launch import Placement
 from servestate.planner.live import Live, LiveStatus, Observation
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.render import render_plan
@@ -27,6 +31,7 @@ from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.revision import canonical_json
 from servestate.planner.spec.bundle import Document, load
 from servestate.planner.state import State
+from servestate.planner.surroundings import ALONE, Gpu, Host, ImageFacts, Surroundings
 from servestate.runtime.refresh import sort_out
 
 HERE = Path(__file__).parent
@@ -38,7 +43,7 @@ def desired_of(case: Path) -> Resolved:
     desired = load([Document("desired.yaml", (case / "desired.yaml").read_text())])
     if destroys(case):
         return Resolved(desired.bundle, (), "destroy")
-    return resolve(desired, frozenset({"process"}))
+    return resolve(desired, frozenset({"process", "docker"}))
 
 
 def destroys(case: Path) -> bool:
@@ -64,17 +69,40 @@ def state_of(case: Path) -> State:
 
 def live_of(case: Path, state: State) -> Live:
     value = json.loads((case / "live.json").read_text())
-    things = [
-        Observation(**{**t, "address": parse_instance(t["address"]), "status": LiveStatus(t["status"])})
-        for t in value["things"]
-    ]
-    live = sort_out(things, state, value["table_version"])
+    live = sort_out(map(_observation, value["things"]), state, value["table_version"])
     return replace(live, router_trouble=value.get("router_trouble", ""))
+
+
+def _observation(thing: dict[str, Any]) -> Observation:
+    read = {"address": parse_instance(thing["address"]), "status": LiveStatus(thing["status"])}
+    held = thing.get("placement")
+    placement = Placement(**{**held, "gpus": tuple(held["gpus"])}) if held else Placement()
+    fields = tuple(sorted(thing.get("fields", {}).items()))
+    return Observation(**{**thing, **read, "placement": placement, "fields": fields})
+
+
+def surroundings_of(case: Path) -> Surroundings:
+    file = case / "surroundings.json"
+    if not file.exists():
+        return ALONE
+    value = json.loads(file.read_text())
+    return Surroundings(
+        {(h["provider"], h["name"]): _host(h) for h in value["hosts"]},
+        {(i.pop("host"), i.pop("image")): ImageFacts(**i) for i in value["images"]},
+        {source: ModelFacts(**facts) for source, facts in value["models"].items()},
+        value.get("model_troubles", {}),
+    )
+
+
+def _host(value: dict[str, Any]) -> Host:
+    gpus = tuple(Gpu(**{**gpu, "holders": tuple(gpu.get("holders", ()))}) for gpu in value["gpus"])
+    return Host(**{**{k: v for k, v in value.items() if k != "provider"}, "gpus": gpus})
 
 
 def plan_of(case: Path) -> Plan:
     state = state_of(case)
-    return make_plan(desired_of(case), state, live_of(case, state), destroy=destroys(case))
+    live = live_of(case, state)
+    return make_plan(desired_of(case), state, live, surroundings_of(case), destroy=destroys(case))
 
 
 def readable(plan: Plan) -> str:
@@ -98,7 +126,7 @@ def test_plan(case: Path) -> None:
         assert not os.environ.get("CI"), f"{REWRITE} is set: a CI job must compare, never rewrite"
         for name, text in found.items():
             (case / name).write_text(text)
-    inputs = {"desired.yaml", "state.json", "live.json", "verb.txt"}
+    inputs = {"desired.yaml", "state.json", "live.json", "surroundings.json", "verb.txt"}
     assert {path.name for path in case.iterdir()} - inputs == found.keys()
     for name, text in found.items():
         assert text == (case / name).read_text(), f"{case.name}/{name} differs; see the top of this test"

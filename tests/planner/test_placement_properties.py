@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -53,13 +54,28 @@ def upset(site: Site, plan: Plan, rng: random.Random) -> None:
             site.world.fail(method, address, done + 1, Fault(error, late=rng.random() < 0.5))
 
 
-@settings(max_examples=250, suppress_health_check=QUIET)
-@given(histories(), st.integers(0, 2**32))
+SEEDS = st.integers(0, 2**32)
+
+
+@settings(max_examples=80, suppress_health_check=QUIET)
+@given(histories(), SEEDS)
 def test_whatever_order_and_failures_no_gpu_is_taken_twice(
     history: tuple[Surroundings, list[Resolved]], seed: int
 ) -> None:
+    lived(*history, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=4000, suppress_health_check=QUIET)
+@given(histories(), SEEDS)
+def test_whatever_order_and_failures_of_many_sites(
+    history: tuple[Surroundings, list[Resolved]], seed: int
+) -> None:
+    lived(*history, seed)
+
+
+def lived(facts: Surroundings, steps: list[Resolved], seed: int) -> None:
     """P3, P4, P7, P9 at every moment of every apply; P1 and P5 at the end."""
-    facts, steps = history
     site, rng = Site(surroundings=facts, pause=lambda: rng.choice([0.0, 0.1])), random.Random(seed)
     for desired in steps:
         plan = planned(site, desired)
