@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from servestate.planner.fit_facts import VLLM_UTILIZATION, Asked
 from servestate.planner.launch import LaunchSpec
+from servestate.planner.spec.engine_options import tensor_parallel
 
 
 def asked(spec: LaunchSpec) -> Asked:
@@ -30,7 +31,7 @@ def _vllm(spec: LaunchSpec) -> Asked:
     pipeline = _whole(spec, "pipeline_parallel_size") or 1
     return Asked(
         "vllm",
-        tensor_parallel=_whole(spec, "tensor_parallel_size") or max(1, spec.gpus // pipeline),
+        tensor_parallel=tensor_parallel(spec.gpus, dict(spec.options)),
         pipeline_parallel=pipeline,
         context=_whole(spec, "max_model_len"),
         max_num_seqs=_whole(spec, "max_num_seqs"),

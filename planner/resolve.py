@@ -11,6 +11,7 @@ from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.external import external_spec
 from servestate.planner.launch import LOCAL, Container, LaunchSpec, Mount, Scalar, Spec
 from servestate.planner.revision import canonical_json, digest, revision
+from servestate.planner.served_name import served_name
 from servestate.planner.spec.bundle import Desired, DesiredEndpoint
 from servestate.planner.spec.endpoint import ServedEntity
 from servestate.planner.spec.normal import normal_form
@@ -198,7 +199,9 @@ def _launch_spec(
     return LaunchSpec(
         provider=placed.provider,
         engine=version.engine,
-        model=entity.entity_name or entity.name,
+        model=served_name(
+            version.engine, entity.entity_name or entity.name, version.source, placed.provider == "docker"
+        ),
         source=version.source,
         task=task,
         args=args + extra,

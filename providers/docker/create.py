@@ -27,7 +27,6 @@ _ROOT = ("", "root", "0")
 _VISIBLE_GPUS = "NVIDIA_VISIBLE_DEVICES"
 HF_TOKEN = "HF_TOKEN"  # noqa: S105  # a name
 HF_TOKEN_FILE = "hf-token"  # noqa: S105
-KEY_FILE = "engine-key"
 
 
 @dataclass(frozen=True, slots=True)

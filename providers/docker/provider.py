@@ -24,6 +24,7 @@ from servestate.providers.docker.facts import Found, parse_handle
 from servestate.providers.docker.launching import Order
 from servestate.providers.docker.watch import Watch
 from servestate.providers.engines import engine_for
+from servestate.providers.engines.engine import KEY_FILE
 from servestate.providers.protocol import (
     Failed,
     Launched,
@@ -106,8 +107,8 @@ class DockerProvider:
                 "arguments are visible to whoever reaches Docker; pass the secret in environment_vars",
             )
         handover = self._handover(spec, marks)
-        keyed = any(name == create.KEY_FILE for name, _ in handover.files)
-        key_file = f"{entry.FOLDER}/{create.KEY_FILE}" if keyed else None
+        keyed = any(name == KEY_FILE for name, _ in handover.files)
+        key_file = f"{entry.FOLDER}/{KEY_FILE}" if keyed else None
         command = engine_for(spec.engine).container(spec, self._base_dir, key_file)
         mounts = tuple(replace(one, source=str(self._base_dir / one.source)) for one in container.mounts)
         env = {name: value for name, value in spec.env if not references(value)}
@@ -121,7 +122,7 @@ class DockerProvider:
         if reference := key_reference(marks.address, spec):
             key = fill(reference, self._secrets).reveal()
             self._mask.add([key])
-            files.append((create.KEY_FILE, engine_for(spec.engine).key_text(key)))
+            files.append((KEY_FILE, engine_for(spec.engine).key_text(key)))
         for name, value in spec.env:
             if references(value):
                 # Hugging Face's libraries take the token's file, so it need not be in the environment.
