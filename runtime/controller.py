@@ -193,12 +193,19 @@ class Controller:
         """Supervise until `stopping`."""
         with asyncio.Runner() as runner:
             while not self.stopping:
-                due = runner.run(self.look())
-                self._write()
-                repair = None if due is None else runner.run(self.choose(due))
-                busy = repair is not None and self.carry_out(repair)
-                if not busy and not self.stopping:
-                    runner.run(self._wait(due))
+                repair = runner.run(self._next_repair())
+                if repair is not None and not self.carry_out(repair):
+                    runner.run(asyncio.sleep(LOOK_S))
+
+    async def _next_repair(self) -> _Repair | None:
+        """Look on until there is something to do; None when `stopping`."""
+        while not self.stopping:
+            due = await self.look()
+            self._write()
+            if due is not None and (repair := await self.choose(due)) is not None:
+                return repair
+            await self._wait(due)
+        return None
 
     async def look(self) -> _Due | None:
         """See what is there, judge it, say what is to be done; None where nothing can be told."""

@@ -27,7 +27,7 @@ from servestate.providers.protocol import (
 )
 from servestate.runtime.refresh import sort_out
 
-LOOK_S = 0.75
+LOOK_S = 0.8
 """How often a provider that hears of nothing by itself is looked at: an end is noticed within a second, and
 a look at fifty local processes costs 10 ms."""
 
