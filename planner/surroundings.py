@@ -58,8 +58,9 @@ class ImageFacts:
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """All of it. `hosts` is by provider and host name: one machine may give GPUs to processes and not to
-    containers, while a GPU on it is the same for both. `images` is by host and image name; `models` by source, and `model_troubles` says by source
-    why a model's headers could not be read, which makes no estimate rather than an error."""
+    containers, while a GPU on it is the same for both. `images` is by host and image name; `models` by
+    source, and `model_troubles` says by source why a model's headers could not be read, which makes no
+    estimate rather than an error."""
 
     hosts: Mapping[tuple[str, str], Host] = field(default_factory=dict)
     images: Mapping[tuple[str, str], ImageFacts] = field(default_factory=dict)
