@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from servestate.planner.spec.site import DockerHost
 from servestate.providers.docker import threads
 from servestate.providers.protocol import PermanentError, TransientError
-
-if TYPE_CHECKING:
-    from docker import APIClient
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -127,16 +124,13 @@ class Api:
                 return
             # Attached before the start, so that nothing of its input is lost.
             stream = client.attach_socket(container, params={"stdin": 1, "stream": 1})
-            socket = _writable(stream)
-            socket.settimeout(CALL_S)
             try:
                 try:
                     client.start(container)
                 finally:
-                    socket.sendall(stdin)  # also where only the answer was lost: then it runs, and waits
+                    _send(stream, stdin)  # also where only the answer was lost: then it runs, and waits
             finally:
-                stream.close()
-                socket.close()
+                _end(stream)
 
         await self._call(work)
 
@@ -257,22 +251,27 @@ class Api:
                 self._opened = self._open()
             return self._opened
 
-    def _open(self) -> APIClient:
+    def _open(self) -> Any:
         from docker import APIClient
+        from docker.constants import DEFAULT_DOCKER_API_VERSION
         from docker.tls import TLSConfig
 
         tls: TLSConfig | bool = False
         if (files := self._settings.tls) is not None:
             ca, cert, key = (str(self._base_dir / path) for path in (files.ca, files.cert, files.key))
             tls = TLSConfig(client_cert=(cert, key), ca_cert=ca, verify=True)
-        client = APIClient(
+        client: Any = APIClient(
             self._settings.url,
-            version="auto",  # asks the daemon, within the time to connect
+            version=DEFAULT_DOCKER_API_VERSION,
             timeout=CONNECT_S,
             tls=tls,
             use_ssh_client=True,
             max_pool_size=_AT_ONCE + 2,
         )
+        # A host is reached as the site says: through no proxy and with no .netrc, and REQUESTS_CA_BUNDLE does
+        # not stand in for its own authority. Hence the daemon's version is asked for only now.
+        client.trust_env = False
+        client._version = client.version(api_version=False)["ApiVersion"]
         client.timeout = CALL_S
         return client
 
@@ -287,11 +286,14 @@ def _require_sdk() -> None:
 
 
 def _failures() -> tuple[type[Exception], ...]:
+    import subprocess
+
     import docker.errors
     import requests
     import urllib3
 
-    return (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+    sdk = (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError)
+    return (*sdk, subprocess.SubprocessError, OSError)
 
 
 def _there(work: Callable[[], T]) -> T | None:
@@ -316,16 +318,35 @@ def _settled(work: Callable[[], T]) -> T | None:
         return None
 
 
-def _writable(stream: Any) -> Any:
-    """The socket below the SDK's file object: of a connection, or of an ssh client's standard input."""
-    return stream._sock if hasattr(stream, "_sock") else stream.channel
+def _send(stream: Any, data: bytes) -> None:
+    """Write all to an attached container: the SDK gives a socket, a file over one, or an ssh client."""
+    socket = getattr(stream, "_sock", stream)
+    socket.settimeout(CALL_S)
+    socket.sendall(data)
+
+
+def _end(stream: Any) -> None:
+    """Leave an attached container, which closes its standard input."""
+    if (ssh := getattr(stream, "proc", None)) is not None:
+        # Closing the SDK's own socket kills the ssh client, with what it has yet to pass on.
+        ssh.stdin.close()
+        ssh.wait(CALL_S)
+        ssh.stdout.close()
+        return
+    stream.close()
+    if (socket := getattr(stream, "_sock", None)) is not None:
+        socket.close()
+    else:
+        stream._response.close()  # of TLS: it holds the connection open too
 
 
 def _close(stream: Any) -> None:
-    from docker.errors import DockerException
-
-    with suppress(DockerException, OSError, ValueError, AttributeError):  # closed already, or half open
-        stream.close()
+    """End a stream that another thread reads."""
+    with suppress(OSError, ValueError, AttributeError):  # it has ended by itself, or its thread is busy
+        if (ssh := getattr(stream._response.raw._fp.fp, "channel", None)) is not None:
+            ssh.proc.terminate()
+        else:
+            stream.close()
 
 
 def _folders(root: str, folders: Sequence[Directory]) -> bytes:

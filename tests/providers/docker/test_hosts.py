@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from servestate.providers.docker import DockerProvider, api, images
 from servestate.providers.docker.images import Progress
 from servestate.providers.protocol import PermanentError, Ready, Surveyor, TransientError, Watcher
 from servestate.providers.secrets import EnvSecrets
-from tests.docker.engine import free_port, machine_socket
+from tests.docker.engine import OwnEngine, free_port, machine_socket
 from tests.docker.registry import registry
 from tests.docker.socket_proxy import Answer, SocketProxy
 
@@ -94,12 +96,11 @@ def test_the_progress_of_a_pull_is_one_line_that_changes():
 
 @LEFT_TO_THE_COLLECTOR
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["no socket", "refused", "ssh"])
+@pytest.mark.parametrize("kind", ["no socket", "refused"])
 def test_a_host_that_is_not_there_is_named_with_what_to_do(place, tiny, tmp_path, kind):
     urls = {
         "no socket": f"unix://{tmp_path}/nothing.sock",
         "refused": f"tcp://127.0.0.1:{free_port()}",
-        "ssh": "ssh://nobody@127.0.0.1:1",
     }
     place.url = urls[kind]
     provider = place.provider()
@@ -136,6 +137,71 @@ def test_a_host_that_hangs_is_given_up(place, socket_folder, monkeypatch):
         with pytest.raises(TransientError, match="does not answer"):
             asyncio.run(place.provider().observe(place.lineage))
         assert 0.9 < time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_a_host_behind_ssh_is_like_any_other(tmp_path):
+    """The ssh client is a double that runs what a login would, here."""
+    pytest.importorskip("paramiko", reason="the SDK wants it also where it runs the ssh client")
+    if shutil.which("docker") is None:
+        pytest.skip("no docker command here, which ssh would run")
+    double = tmp_path / "bin" / "ssh"
+    double.parent.mkdir()
+    double.write_text('#!/bin/sh\neval "command=\\${$#}"\nexec $command\n')
+    double.chmod(0o755)
+    env = {**os.environ, "PATH": f"{double.parent}{os.pathsep}{os.environ['PATH']}"}
+    script = Path(__file__).with_name("over_ssh.py")
+    # In a process of its own: the SDK leaves every ssh client it started to the garbage collector.
+    argv = [sys.executable, "-m", f"tests.providers.docker.{script.stem}", str(tmp_path)]
+    done = subprocess.run(argv, env=env, cwd=script.parents[3], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """An authority's certificate, and one with its key for both sides."""
+    authority = ("-subj", "/CN=tests", "-addext", "basicConstraints=critical,CA:TRUE")
+    both = ("-subj", "/CN=127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca-key.pem")
+    names = ("-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    for name, of in (("ca", authority), ("cert", (*both, *names))):
+        files = ("-keyout", f"{name}-key.pem", "-out", f"{name}.pem")
+        subprocess.run(
+            ["openssl", "req", "-x509", *key, *of, *files], cwd=folder, check=True, capture_output=True
+        )
+    return {"ca": "ca.pem", "cert": "cert.pem", "key": "cert-key.pem"}
+
+
+@pytest.mark.slow
+def test_a_host_behind_tls_is_like_any_other(place, tiny, socket_folder, settle):
+    """The files' paths start at the bundle's folder. Without them it does not answer."""
+    tls, port = certificates(place.folder), free_port()
+    files = {"--tlscacert": "ca", "--tlscert": "cert", "--tlskey": "key"}
+    flags = [f"{flag}={place.folder / tls[name]}" for flag, name in files.items()]
+    options = ("--tlsverify", *flags, "--host", f"tcp://127.0.0.1:{port}")
+    archive = b"".join(place.client.images.get(tiny).save(named=True))
+    with OwnEngine(socket_folder / "engine", options=options) as own:
+        client = own.client()
+        try:
+            client.images.load(archive)
+        finally:
+            client.close()
+        place.url, place.secrets = f"tcp://127.0.0.1:{port}", {"SERVESTATE_SECRET_A__B": "x"}
+        with pytest.raises(TransientError):
+            asyncio.run(place.provider().observe(place.lineage))
+
+        async def go():
+            provider, spec = place.provider(tls=tls), place.spec(tiny, env={"KEY": "{{secrets/a/b}}"})
+            launched = await provider.launch(spec, place.marks())
+            assert await settle(provider, launched.handle, spec) == Ready()
+            await provider.await_change(place.lineage)
+            hearing = asyncio.ensure_future(provider.await_change(place.lineage))
+            await asyncio.sleep(0.3)
+            assert not hearing.done()
+            await provider.stop(launched.handle, 1)
+            await asyncio.wait_for(hearing, 1)
+            assert await provider.observe(place.lineage) == []
+
+        asyncio.run(go())
 
 
 @pytest.mark.slow
