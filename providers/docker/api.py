@@ -333,11 +333,9 @@ def _end(stream: Any) -> None:
         ssh.wait(CALL_S)
         ssh.stdout.close()
         return
+    holder = getattr(stream, "_sock", None) or stream._response  # of TLS: the reply holds the connection too
     stream.close()
-    if (socket := getattr(stream, "_sock", None)) is not None:
-        socket.close()
-    else:
-        stream._response.close()  # of TLS: it holds the connection open too
+    holder.close()
 
 
 def _close(stream: Any) -> None:
