@@ -42,7 +42,8 @@ def open_books(
     holders = []
     for seen in (*live.instances.values(), *live.duplicates):
         instance = instances.get(seen.address)
-        placement = seen.placement if seen.placement.gpus or instance is None else instance.placement
+        known = seen.placement if instance is None or seen in waiting else instance.placement
+        placement = seen.placement if seen.placement.gpus else known
         if seen.status is LiveStatus.EXITED or not placement.gpus:
             continue
         if seen in waiting:

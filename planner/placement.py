@@ -154,15 +154,16 @@ class Placer:
             return None
         way = max(c[0] for c in chosen)
         gpus = tuple(c[4].id for c in chosen)
-        displaced = {
-            h.address: h
+        # Not by address: a stray may wear that of a recorded instance, and both have to stop.
+        displaced = dict.fromkeys(
+            h
             for needed, *_, gpu in chosen
             for h in self.books.of((name, gpu.id))
             if needed > _Way.FREE and self._way_of(h, match) <= needed
-        }
+        )
         free = sum(not self.books.of((name, gpu.id)) for gpu in host.gpus)
         fit = self._fit(match, min(c[4].memory for c in chosen))
-        return _Offer(name, way, gpus, tuple(displaced.values()), fit, free - len(gpus))
+        return _Offer(name, way, gpus, tuple(displaced), fit, free - len(gpus))
 
     def _host(self, name: str, match: Match) -> Host | None:
         """What is known of a host. One that was not asked has at least the GPUs that the entity had there."""
@@ -269,7 +270,7 @@ class Placer:
 
     def _chosen(self, match: Match, offer: _Offer) -> Iterator[str]:
         """Why the order is what it is, where it was not simply free."""
-        who = ", ".join(sorted(str(h.address) for h in offer.displaced))
+        who = ", ".join(sorted({str(h.address) for h in offer.displaced}))
         match offer.way:
             case _Way.VACATED:
                 known = self._host(offer.host, match)
