@@ -8,7 +8,7 @@ moment it happens, because the executor would rightly treat an exception as a fa
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,6 +112,7 @@ class Site:
     pause: Callable[[], float] = lambda: 0.0
     frozen: Callable[[str], Awaitable[None]] = lambda name: asyncio.sleep(0)
     drifted: set[str] = field(default_factory=set)
+    overtaken: set[str] = field(default_factory=set)
     tampered: bool = False
     started: list[str] = field(default_factory=list)
     path: Path | None = None
@@ -258,15 +259,19 @@ class Site:
         if instance is None or instance.phase is not Phase.LAUNCHING or instance.op != marks.op:
             self.violations.append(f"D1: launch of {marks.address} without a committed intent")
 
+    def claims(self) -> Mapping[tuple[str, str], float]:
+        """The share of each GPU, by host and id, that is taken by what is alive. What a process launches that
+        lost its lock after its intent is on no book: the next plan finds and stops it."""
+        taken: dict[tuple[str, str], float] = defaultdict(float)
+        for thing in self.world.things.values():
+            if thing.status is not LiveStatus.EXITED and thing.handle not in self.overtaken:
+                for gpu in thing.marks.placement.gpus:
+                    taken[thing.marks.placement.host, gpu] += thing.marks.placement.fraction
+        return taken
+
     def launched(self, marks: Marks) -> None:
         """P9, at the moment of the effect."""
-        taken = Counter[tuple[str, str]]()
-        for thing in self.world.things.values():
-            if thing.status is not LiveStatus.EXITED:
-                placement = thing.marks.placement
-                for gpu in placement.gpus:
-                    taken[placement.host, gpu] += placement.fraction  # type: ignore[assignment]
-        mine = [(marks.placement.host, gpu) for gpu in marks.placement.gpus]
+        taken, mine = self.claims(), [(marks.placement.host, gpu) for gpu in marks.placement.gpus]
         self.violations += [
             f"P9: {marks.address} is launched on {host}/{gpu}, which is then taken {taken[host, gpu]:g} times"
             for host, gpu in mine
@@ -331,11 +336,15 @@ class _Watched:
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         self._site.launching(marks)
+        lock = self._site.store.held()
         await asyncio.sleep(self._site.pause())
         await self._site.frozen("launch")
         self._site.boundary("launch:before")
         launched = await self._inner.launch(spec, marks)
-        self._site.launched(marks)
+        if self._site.store.held() == lock:
+            self._site.launched(marks)
+        else:
+            self._site.overtaken.add(launched.handle)
         self._site.boundary("launch:after")
         await asyncio.sleep(self._site.pause())
         return launched

@@ -1,10 +1,10 @@
 """T22: one site under a seed. Everything that happens to it is drawn from the seed, so a seed is a history.
 
-Operations: the configuration is edited, applied, applied from a saved plan; the process is killed at any
-boundary, interrupted by Ctrl-C, or frozen while another applies; things crash, pause, vanish and appear;
-providers and the store fail, late or early, once or for a while; the table file is lost, damaged or put back.
-After every operation the invariants are checked; from time to time, and at the end, everything gets well and
-one apply must be enough to be there.
+The site has GPUs, too few for everything at once. Operations: the configuration is edited, applied, applied
+from a saved plan; the process is killed at any boundary, interrupted by Ctrl-C, or frozen while another
+applies; things crash, pause, vanish and appear; providers and the store fail, late or early, once or for a
+while; the table file is lost, damaged or put back. After every operation the invariants are checked; from
+time to time, and at the end, everything gets well and one apply must be enough to be there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from servestate.planner.address import InstanceAddress
-from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.live import LiveStatus
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.resolve import ResolvedEndpoint, ResolvedEntity
@@ -26,12 +26,14 @@ from servestate.providers.protocol import Marks, PermanentError, TransientError
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import Lock, LockHeld, StateStore, StoreError
 from tests.planner.blocks import NOTHING, bundle, endpoint, external, local
+from tests.planner.gpu_worlds import host, on_gpus, surroundings
 from tests.planner.memory_store import MemoryStore
 from tests.planner.rig import Site, killed_at
 
 STEPS = 60
 STRANGER = "7f3e0000-0000-4000-8000-00000000dead"
 NAMES, VERSIONS = ("a", "b", "c"), ("A", "B", "C")
+GPUS = surroundings(host("h1", 3), host("h2", 2))
 
 
 class Unsound(AssertionError):
@@ -71,7 +73,7 @@ class Simulation:
         self.steps = steps
         self.rng = random.Random(seed)
         self.store = Shaky(store or MemoryStore())
-        self.site = Site(self.store, pause=self._pause, boundary=self._boundary)
+        self.site = Site(self.store, pause=self._pause, boundary=self._boundary, surroundings=GPUS)
         self.site.store.create(self.site.lineage)
         self.desired = NOTHING
         self.saved: list[Plan] = []
@@ -139,12 +141,18 @@ class Simulation:
         )
 
     def _entity(self, name: str, weight: int) -> ResolvedEntity:
-        return local(
+        version, recreate = self.rng.choice(VERSIONS), self.rng.random() < 0.25
+        if self.rng.random() < 0.5:
+            return local(name, weight, version, ready_timeout_s=3.0, recreate=recreate)
+        return on_gpus(
             name,
             weight,
-            self.rng.choice(VERSIONS),
+            version,
+            gpus=self.rng.choice([1, 1, 2]),
+            fraction=self.rng.choice([1.0, 0.5, 0.5]),
+            hosts=self.rng.choice([("h1", "h2"), ("h1", "h2"), ("h1",)]),
             ready_timeout_s=3.0,
-            recreate=self.rng.random() < 0.25,
+            recreate=recreate,
         )
 
     def _split(self, count: int) -> list[int]:
@@ -190,10 +198,10 @@ class Simulation:
             if held is not None:
                 self.store.break_lock(held.id)
             try:
-                theirs = make_plan(self.desired, self.site.state, await self.site.looking())
+                theirs = make_plan(self.desired, self.site.state, await self.site.looking(), GPUS)
                 self._note("  meanwhile:")
                 self._book(await self.site.applying(theirs, person="bob"))
-            except (TransientError, StoreError) as error:
+            except (TransientError, StoreError, InvalidInput) as error:
                 self._note(f"  meanwhile: {error}")
 
         was, self.site.frozen = self.site.frozen, frozen
@@ -303,7 +311,7 @@ class Simulation:
         self.store.fails_in = 0
         held = self.store.held()
         self._demand(held is None, f"the lock is left behind: {held}")
-        plan = self.site.plan(self.desired)
+        plan = self._fitting()
         outcome = self._apply(plan)
         self._book(outcome)
         self._demand(
@@ -317,11 +325,27 @@ class Simulation:
         self.site.drifted.clear()
         self._planted.clear()
 
+    def _fitting(self) -> Plan:
+        """The plan, of other wishes where these do not fit beside or in place of what is there."""
+        while True:
+            try:
+                return self.site.plan(self.desired)
+            except InvalidInput as refused:
+                self._refuse(refused)
+                self.edit()
+
+    def _refuse(self, refused: InvalidInput) -> None:
+        self.seen["refused"] += 1
+        self._note(f"  no plan: {refused}")
+
     def _plan(self) -> Plan | None:
         try:
             return self.site.plan(self.desired)
         except TransientError as error:
             self._note(f"  no plan: {error}")
+            return None
+        except InvalidInput as refused:
+            self._refuse(refused)
             return None
 
     def _apply(self, plan: Plan) -> Outcome | list[str] | None:
@@ -374,6 +398,8 @@ class Simulation:
         for address, alive in self._alive().items():
             at_most = 1 if address not in self._planted else len(alive)
             self._demand(len(alive) <= at_most, f"{address} runs twice")
+        for gpu, taken in site.claims().items():  # two that hold one exclusively take it twice
+            self._demand(taken < 1.001, f"{gpu} is taken {taken:g} times")
         if site.tampered:
             return
         self._demand((site.table.version or 0) <= state.table_serial, "the table is ahead of the state")
@@ -395,6 +421,12 @@ class Simulation:
         known = list(self.site.state.instances)
         if known and self.rng.random() < 0.4:
             return self.rng.choice(known)
+        wanted = [
+            (e.name, x) for e in self.desired.endpoints for x in e.entities if x.spec.provider == "process"
+        ]
+        if wanted and self.rng.random() < 0.5:
+            name, entity = self.rng.choice(wanted)
+            return InstanceAddress(name, entity.name, entity.revision, 0)
         entity = local(self.rng.choice(NAMES), 0, self.rng.choice(VERSIONS))
         return InstanceAddress(self.rng.choice(["one", "two"]), entity.name, entity.revision, 0)
 

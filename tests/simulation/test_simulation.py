@@ -29,7 +29,7 @@ def test_sixty_histories(first: int) -> None:
         simulation = Simulation(seed)
         simulation.run()
         seen += simulation.seen
-    for what in ("applied", "killed", "failed", "interrupted", "stale", "LostLock", "StoreError"):
+    for what in ("applied", "killed", "failed", "interrupted", "stale", "refused", "LostLock", "StoreError"):
         assert seen[what] >= 20, seen
 
 
