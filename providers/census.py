@@ -7,7 +7,7 @@ process that has overwritten its environment is still found below its shim.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from servestate.providers import labels, proc, shim
@@ -60,7 +60,8 @@ def trees() -> list[Tree]:
         if worn is not None:
             is_shim = env.get(labels.ROLE) == labels.SHIM_ROLE
             marked.setdefault(worn.nonce, []).append((one, worn, is_shim))
-    return [_tree(wearers, everyone) for wearers in marked.values()]
+    children = proc.children_of(everyone.values())
+    return [_tree(wearers, everyone, children) for wearers in marked.values()]
 
 
 def tree_of(nonce: str) -> Tree | None:
@@ -68,10 +69,14 @@ def tree_of(nonce: str) -> Tree | None:
     return next((tree for tree in trees() if tree.worn.nonce == nonce), None)
 
 
-def _tree(wearers: list[tuple[Stat, Worn, bool]], everyone: dict[int, Stat]) -> Tree:
+def _tree(
+    wearers: list[tuple[Stat, Worn, bool]],
+    everyone: Mapping[int, Stat],
+    children: Mapping[int, Sequence[int]],
+) -> Tree:
     shim_stat = _shim(one for one, _, is_shim in wearers if is_shim)
     roots = [one.pid for one, _, _ in wearers]
-    pids = proc.descendants(roots, everyone.values())
+    pids = proc.below(roots, children)
     if shim_stat is not None:
         pids.discard(shim_stat.pid)
     return Tree(wearers[0][1], shim_stat, tuple(everyone[pid] for pid in sorted(pids)))

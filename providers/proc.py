@@ -7,7 +7,7 @@ another kind (too many open files) are raised: they must never make something th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +78,19 @@ def environ(pid: int, having: str) -> dict[str, str]:
 
 def descendants(roots: Iterable[int], everyone: Iterable[Stat]) -> set[int]:
     """The pids of `roots` and of all that they started, directly or not, and that still has its parent."""
+    return below(roots, children_of(everyone))
+
+
+def children_of(everyone: Iterable[Stat]) -> Mapping[int, Sequence[int]]:
+    """The pids that each process has started, by its own."""
     children: dict[int, list[int]] = {}
     for one in everyone:
         children.setdefault(one.ppid, []).append(one.pid)
+    return children
+
+
+def below(roots: Iterable[int], children: Mapping[int, Sequence[int]]) -> set[int]:
+    """As `descendants`, for many trees of the same processes."""
     found: set[int] = set()
     todo = list(roots)
     while todo:

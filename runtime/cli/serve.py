@@ -17,9 +17,7 @@ from servestate.runtime.workspace import Workspace
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
     workspace = workspace_of(arguments)
-    if getattr(arguments, "no_controller", False):
-        return serve(workspace, announce)
-    return serve_supervised(workspace, announce)
+    return serve(workspace, announce) if arguments.no_controller else serve_supervised(workspace, announce)
 
 
 def announce(url: str) -> None:
