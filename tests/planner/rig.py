@@ -264,13 +264,15 @@ class Site:
         lost its lock after its intent is on no book: the next plan finds and stops it."""
         taken: dict[tuple[str, str], float] = defaultdict(float)
         for thing in self.world.things.values():
-            if thing.status is not LiveStatus.EXITED and thing.handle not in self.overtaken:
+            if thing.status is not LiveStatus.EXITED and thing.marks.op not in self.overtaken:
                 for gpu in thing.marks.placement.gpus:
                     taken[thing.marks.placement.host, gpu] += thing.marks.placement.fraction
         return taken
 
     def launched(self, marks: Marks) -> None:
         """P9, at the moment of the effect."""
+        if marks.op in self.overtaken:
+            return
         taken, mine = self.claims(), [(marks.placement.host, gpu) for gpu in marks.placement.gpus]
         self.violations += [
             f"P9: {marks.address} is launched on {host}/{gpu}, which is then taken {taken[host, gpu]:g} times"
@@ -340,11 +342,10 @@ class _Watched:
         await asyncio.sleep(self._site.pause())
         await self._site.frozen("launch")
         self._site.boundary("launch:before")
+        if self._site.store.held() != lock:
+            self._site.overtaken.add(marks.op)
         launched = await self._inner.launch(spec, marks)
-        if self._site.store.held() == lock:
-            self._site.launched(marks)
-        else:
-            self._site.overtaken.add(launched.handle)
+        self._site.launched(marks)
         self._site.boundary("launch:after")
         await asyncio.sleep(self._site.pause())
         return launched
