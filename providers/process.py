@@ -10,14 +10,14 @@ import hashlib
 import os
 import secrets as random
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import LOCAL, LaunchSpec, Spec
 from servestate.planner.live import LiveStatus, Observation
 from servestate.planner.spec.site import DeclaredGpu
-from servestate.planner.surroundings import Gpu, Host, ImageFacts
+from servestate.planner.surroundings import Gpu, Host
 from servestate.providers import (
     cause,
     census,
@@ -274,20 +274,12 @@ class ProcessProvider:
         run = self._find(handle)
         return "" if run is None else self._mask.hide("\n".join(self._log(self._folder(run.worn), run, tail)))
 
-    async def hosts(self) -> list[Host]:
+    async def hosts(self, lineage: str) -> list[Host]:
         """See `Surveyor.hosts`. This machine, which can always start processes."""
         if self._gpus is not None:
             return [Host(LOCAL, tuple(Gpu(gpu.id, gpu.memory, gpu.name) for gpu in self._gpus))]
         seen = nvml.read()
         return [Host(LOCAL, seen.gpus, gpu_trouble=seen.trouble)]
-
-    async def image(self, host: str, image: str, pull: str) -> ImageFacts:
-        """See `Surveyor.image`. A process has none."""
-        return ImageFacts(trouble="local processes run from no image")
-
-    async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
-        """See `Surveyor.pull`. Nothing to bring."""
-        raise PermanentError("SS530", f"local processes run from no image, so {image} is not pulled")
 
     def _find(self, handle: str) -> Run | None:
         """The launch with this handle: by its record, else by the marks its process wears."""

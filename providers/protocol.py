@@ -111,8 +111,14 @@ class Provider(Protocol):
 class Surveyor(Protocol):
     """What a provider with hosts of its own also does: say what is there, before anything is changed."""
 
-    async def hosts(self) -> list[Host]:
-        """Its hosts with their GPUs. A host that does not answer is in the list and says so."""
+    async def hosts(self, lineage: str) -> list[Host]:
+        """Its hosts with their GPUs and whoever holds those but is not of `lineage`. A host that does not
+        answer is in the list and says so."""
+
+
+@runtime_checkable
+class ImageKeeper(Protocol):
+    """What a provider that runs images also does: say what their names mean, and fetch them."""
 
     async def image(self, host: str, image: str, pull: str) -> ImageFacts:
         """What the image's name means on that host under the pull policy `never`, `missing` or `always`.

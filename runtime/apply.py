@@ -163,7 +163,7 @@ async def _look(
     providers = workspace.providers(state)
     version = read_version(workspace.table_path, state.lineage)
     live = await refresh(providers, state.lineage, state, version)
-    hosts = await survey_hosts(providers, providers) if relies_on_hosts(plan) else {}
+    hosts = await survey_hosts(providers, providers, state.lineage) if relies_on_hosts(plan) else {}
     reasons = moved(plan, state, live, desired_digest, Surroundings(hosts))
     if not reasons:
         return live, None

@@ -343,7 +343,14 @@ class Controller:
         )
         try:
             desired = to_survey(due.state, group)
-            around = await survey(desired, providers, self._workspace.secrets, self._workspace.root, pull)
+            around = await survey(
+                desired,
+                due.state.lineage,
+                providers,
+                self._workspace.secrets,
+                self._workspace.root,
+                pull,
+            )
             return plan_repair(due.state, due.live, group, around)
         except (Refused, InvalidInput, TransientError, PermanentError) as error:
             if len(group) == 1:

@@ -59,11 +59,11 @@ from servestate.planner.steps import (
 )
 from servestate.planner.table_build import build_table
 from servestate.providers.protocol import (
+    ImageKeeper,
     Launched,
     Marks,
     PermanentError,
     Provider,
-    Surveyor,
     TransientError,
 )
 from servestate.providers.readiness import await_ready
@@ -300,7 +300,7 @@ class Executor:
     async def _pull(self, node: Node, step: Pull) -> None:
         """An image is no instance: nothing is recorded, and a second pull of it finds it there."""
         provider = self._world.providers[step.provider]
-        assert isinstance(provider, Surveyor), "only what was surveyed has images to pull"
+        assert isinstance(provider, ImageKeeper), "a plan pulls for what runs images only"
         reach("pull.before_effect")
         await provider.pull(
             step.host, step.image, step.digest, lambda text: self._reporter.step_progress(node, text)

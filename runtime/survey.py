@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from servestate.planner.launch import LaunchSpec
 from servestate.planner.resolve import Resolved
 from servestate.planner.surroundings import ALONE, Host, ImageFacts, Surroundings
-from servestate.providers.protocol import PermanentError, Provider, Surveyor, TransientError
+from servestate.providers.protocol import ImageKeeper, PermanentError, Provider, Surveyor, TransientError
 from servestate.providers.secrets import Secrets, fill
 
 if TYPE_CHECKING:
@@ -23,16 +23,21 @@ _TOKEN = "HF_TOKEN"  # noqa: S105  # the name of a variable
 
 
 async def survey(
-    desired: Resolved, providers: Mapping[str, Provider], secrets: Secrets, base_dir: Path, pull: str
+    desired: Resolved,
+    lineage: str,
+    providers: Mapping[str, Provider],
+    secrets: Secrets,
+    base_dir: Path,
+    pull: str,
 ) -> Surroundings:
-    """The surroundings of a plan for `desired`; `pull` is the policy for images. Starts nothing."""
+    """The surroundings of a plan for `desired` in the state of `lineage`; `pull` is the policy for images."""
     wanted = [(entity.spec, entity.hosts) for endpoint in desired.endpoints for entity in endpoint.entities]
     placed = [(s, h) for s, h in wanted if isinstance(s, LaunchSpec) and (s.gpus or s.container is not None)]
     if not placed:
         return ALONE
     specs = [spec for spec, _ in placed]
     hosts, images, (models, troubles) = await asyncio.gather(
-        survey_hosts(providers, {spec.provider for spec in specs}),
+        survey_hosts(providers, {spec.provider for spec in specs}, lineage),
         _images(placed, providers, pull),
         _models([spec for spec in specs if spec.gpus], secrets, base_dir),
     )
@@ -40,11 +45,11 @@ async def survey(
 
 
 async def survey_hosts(
-    providers: Mapping[str, Provider], names: Iterable[str]
+    providers: Mapping[str, Provider], names: Iterable[str], lineage: str
 ) -> Mapping[tuple[str, str], Host]:
     """The hosts of those providers that have any, by provider and host name."""
     asked = [(n, p) for n in sorted(names) if isinstance(p := providers[n], Surveyor)]
-    found = await asyncio.gather(*(provider.hosts() for _, provider in asked))
+    found = await asyncio.gather(*(provider.hosts(lineage) for _, provider in asked))
     return {(name, host.name): host for (name, _), hosts in zip(asked, found, strict=True) for host in hosts}
 
 
@@ -62,7 +67,7 @@ async def _images(
 
 
 async def _image(provider: Provider, host: str, image: str, pull: str) -> ImageFacts:
-    assert isinstance(provider, Surveyor), "what runs containers can say what its images are"
+    assert isinstance(provider, ImageKeeper), "what runs containers can say what its images are"
     try:
         return await provider.image(host, image, pull)
     except TransientError as error:

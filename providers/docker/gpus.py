@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,12 +33,12 @@ class _Reading:
     trouble: str = ""
 
 
-async def survey(daemon: Daemon, ours: Collection[str]) -> Host:
-    """See `Surveyor.hosts`; one host. `ours` are the lineages whose containers are no strangers."""
+async def survey(daemon: Daemon, lineage: str) -> Host:
+    """See `Surveyor.hosts`; one host."""
     try:
         info = await daemon.api.info()
         reading = await _read(daemon, info)
-        held = await _held(daemon, reading, ours) if reading.gpus else {}
+        held = await _held(daemon, reading, lineage) if reading.gpus else {}
     except TransientError as error:
         return Host(daemon.name, trouble=str(error))
     gpus = tuple(replace(gpu, holders=(*gpu.holders, *held.get(gpu.id, ()))) for gpu in reading.gpus)
@@ -132,13 +132,13 @@ def _parsed(said: str) -> _Reading:
     return _Reading(tuple(gpus), names)
 
 
-async def _held(daemon: Daemon, reading: _Reading, ours: Collection[str]) -> dict[str, list[str]]:
+async def _held(daemon: Daemon, reading: _Reading, ours: str) -> dict[str, list[str]]:
     """What strangers' containers hold, by GPU id."""
     running = await daemon.api.containers({}, running=True)
     holders: dict[str, list[str]] = {}
     for raw in await daemon.api.inspect_all([one["Id"] for one in running]):
         lineage = (raw["Config"]["Labels"] or {}).get(marks.LINEAGE)
-        if lineage in ours:
+        if lineage == ours:
             continue
         whose = f" of lineage {lineage}" if lineage else ""
         for gpu in _requested(raw, reading):

@@ -33,7 +33,7 @@ async def resolve(daemon: Daemon, container: Container) -> create.Image:
 
 
 async def survey(daemon: Daemon, image: str, pull: str) -> ImageFacts:
-    """See `Surveyor.image`."""
+    """See `ImageKeeper.image`."""
     local = await daemon.api.image(image)
     if local is not None and (pull != "always" or _digest_in(image)):
         return _local(image, local)
@@ -50,7 +50,7 @@ async def survey(daemon: Daemon, image: str, pull: str) -> ImageFacts:
 
 
 async def fetch(daemon: Daemon, image: str, digest: str, report: Callable[[str], None]) -> None:
-    """See `Surveyor.pull`."""
+    """See `ImageKeeper.pull`."""
     pinned = f"{repository(image)}@{digest}"
     there = await daemon.api.image(pinned) or await daemon.api.image(digest)
     if there is None:

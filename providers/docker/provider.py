@@ -60,13 +60,11 @@ class DockerProvider:
         self._mask = Mask()
         self._watch = Watch()
         self._launches: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._lineages: set[str] = set()
 
     async def observe(self, lineage: str) -> list[Observation]:
         """See `Provider.observe`. A container whose labels cannot be read is none that we made: labels stay
         as they were given, so somebody copied ours. One host that does not answer fails it all: what runs
         there must not look gone."""
-        self._lineages.add(lineage)
         looks = await asyncio.gather(*(self._observe(one, lineage) for one in self._daemons.values()))
         return [observation for look in looks for observation in look]
 
@@ -83,7 +81,6 @@ class DockerProvider:
             raise PermanentError("SS503", "provider docker cannot start an entity without a container")
         daemon = self._daemon(marks.placement.host)
         order = self._order(spec, spec.container, marks)
-        self._lineages.add(marks.lineage)
         async with self._launches[f"{marks.lineage} {marks.address}"]:
             found = await launching.launch(daemon, order)
         return Launched(found.handle, found.url, found.fields)
@@ -204,18 +201,16 @@ class DockerProvider:
         daemon, container, _ = where
         return self._mask.hide("\n".join(await daemon.api.logs(container, tail)))
 
-    async def hosts(self) -> list[Host]:
-        """See `Surveyor.hosts`. Of lineages that were never asked for, containers are strangers."""
-        return list(
-            await asyncio.gather(*(gpus.survey(one, self._lineages) for one in self._daemons.values()))
-        )
+    async def hosts(self, lineage: str) -> list[Host]:
+        """See `Surveyor.hosts`."""
+        return list(await asyncio.gather(*(gpus.survey(one, lineage) for one in self._daemons.values())))
 
     async def image(self, host: str, image: str, pull: str) -> ImageFacts:
-        """See `Surveyor.image`."""
+        """See `ImageKeeper.image`."""
         return await images.survey(self._daemon(host), image, pull)
 
     async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
-        """See `Surveyor.pull`."""
+        """See `ImageKeeper.pull`."""
         await images.fetch(self._daemon(host), image, digest, report)
 
     async def await_change(self, lineage: str) -> None:

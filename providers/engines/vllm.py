@@ -45,11 +45,14 @@ _CACHES = ("huggingface", "vllm", "home")
 
 _S = r"([\d.]+) ?s"
 _PHASES = (
+    telling(r"Resolved architecture: (\w+)", "starting the engine for {0}"),
+    telling(r"Initializing a V\d LLM engine", "starting the workers"),
     telling(r"Starting to load model", "loading the model"),
     telling(rf"Time spent downloading weights.*?: {_S}", "downloaded the weights in {0} s"),
     telling(r"Loading safetensors checkpoint shards:.*?\| *(\d+)/(\d+)", "loading weights: file {0} of {1}"),
     telling(rf"Loading weights took {_S}", "loaded the weights in {0} s"),
     telling(rf"Model loading took ([\d.]+) GiB.*? {_S}", "loaded the model: {0} GiB in {1} s"),
+    telling(r"Warming up model for the compilation", "compiling the model"),
     telling(rf"Dynamo bytecode transform time: {_S}", "compiling: traced the model in {0} s"),
     telling(rf"torch\.compile (?:takes|took) {_S}", "compiled the model in {0} s"),
     telling(

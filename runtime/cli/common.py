@@ -112,7 +112,7 @@ async def _look_around(
     providers = workspace.providers(state)
     live, surroundings = await asyncio.gather(
         see(workspace, providers, state),
-        survey(desired, providers, workspace.secrets, workspace.root, pull),
+        survey(desired, state.lineage, providers, workspace.secrets, workspace.root, pull),
     )
     return state, live, surroundings
 

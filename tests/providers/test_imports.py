@@ -7,7 +7,7 @@ import sys
 
 
 def test_importing_every_provider_imports_no_heavy_library():
-    heavy = {"httpx", "tenacity", "xllamacpp"}
+    heavy = {"httpx", "tenacity", "xllamacpp", "docker", "requests", "pynvml"}
     code = f"import sys, servestate.providers.registry; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -104,8 +104,8 @@ def test_local_processes_have_the_declared_gpus_else_the_drivers(tmp_path, monke
     declared = (DeclaredGpu(id="0", memory="24GiB", name="L4"),)
     provider = ProcessProvider(tmp_path / "run", tmp_path, EnvSecrets({}), gpus=declared)
     assert isinstance(provider, Surveyor)
-    (host,) = asyncio.run(provider.hosts())
+    (host,) = asyncio.run(provider.hosts("l"))
     assert (host.name, host.gpus, host.gpu_trouble) == (LOCAL, (Gpu("0", 24 * GIB, "L4"),), "")
     monkeypatch.setitem(sys.modules, "pynvml", driver([{"used": 5, "uuid": "GPU-a", "pids": []}]))
-    (host,) = asyncio.run(ProcessProvider(tmp_path / "run", tmp_path, EnvSecrets({})).hosts())
+    (host,) = asyncio.run(ProcessProvider(tmp_path / "run", tmp_path, EnvSecrets({})).hosts("l"))
     assert [gpu.id for gpu in host.gpus] == ["0"]

@@ -119,7 +119,7 @@ def test_a_host_that_is_not_there_is_named_with_what_to_do(place, tiny, tmp_path
     for call in calls:
         with pytest.raises(TransientError, match=f'host "local" .{urls[kind]}.*does not answer.*start it'):
             asyncio.run(call())
-    (host,) = asyncio.run(provider.hosts())
+    (host,) = asyncio.run(provider.hosts("l"))
     assert urls[kind] in host.trouble
     assert time.monotonic() - began < 10
     gc.collect()
@@ -234,10 +234,10 @@ def test_two_hosts_are_one_provider(place, tiny, socket_folder, settle):
 @pytest.mark.slow
 def test_gpus_that_are_declared_and_who_holds_them(place, tiny):
     declared = [{"id": "0", "memory": "80GiB", "name": "H100"}]
-    (host,) = asyncio.run(place.provider(gpus=declared).hosts())
+    (host,) = asyncio.run(place.provider(gpus=declared).hosts("l"))
     (gpu,) = host.gpus
     assert (gpu.id, gpu.memory, gpu.name, gpu.holders, host.gpu_trouble) == ("0", 80 * 2**30, "H100", (), "")
-    (host,) = asyncio.run(place.provider().hosts())
+    (host,) = asyncio.run(place.provider().hosts("l"))
     assert (host.gpus, host.trouble) == ((), "")
     assert 'Docker on host "local" has no runtime for GPUs (nvidia)' in host.gpu_trouble
 
