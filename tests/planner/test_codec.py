@@ -20,6 +20,7 @@ from servestate.planner.codec import (
 from servestate.planner.plan import Plan
 from servestate.planner.revision import canonical_json, digest
 from tests.planner.blocks import NOTHING, bundle, endpoint, external, local
+from tests.planner.gpu_worlds import host, on_gpus, surroundings
 from tests.planner.rig import Site
 from tests.planner.strategies import instances, plans, records
 
@@ -73,6 +74,17 @@ def test_any_record_comes_back_equal(record) -> None:
 @given(instances())
 def test_any_instance_comes_back_equal(instance) -> None:
     assert decode_instance(encode_instance(instance)) == instance
+
+
+def test_a_plan_with_gpus_comes_back_equal_and_tells_where_what_goes() -> None:
+    site = Site(surroundings=surroundings(host("h1", 1)))
+    plan = site.plan(bundle(*(endpoint(n, on_gpus("a", 100, fraction=0.5)) for n in ("one", "two"))))
+    assert decode_plan(encode_plan(plan)) == plan
+    body = body_of(plan)
+    assert body["capacity"] == [["h1", 1, 0, 1, 1]]
+    launches = [step for step in body["steps"] if step["kind"] == "launch"]
+    assert [step["placement"] for step in launches] == [{"host": "h1", "gpus": ["0"], "fraction": 0.5}] * 2
+    assert ["after" in step for step in launches] == [False, True]
 
 
 def test_every_flipped_bit_of_a_plan_file_is_refused(real: list[Plan]) -> None:

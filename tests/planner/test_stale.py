@@ -8,9 +8,10 @@ import pytest
 
 from servestate.planner.live import Live, LiveStatus
 from servestate.planner.plan import Plan
-from servestate.planner.stale import moved
+from servestate.planner.stale import moved, relies_on_hosts
 from servestate.planner.state import State
 from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.gpu_worlds import host, on_gpus, surroundings
 from tests.planner.rig import Site
 
 ONE = bundle(endpoint("chat", local("current", 100)))
@@ -90,6 +91,22 @@ def test_an_object_the_plan_does_not_touch_may_move() -> None:
     plan = site.plan(bundle(*TWO.endpoints, other))
     site.world.crash(next(a for a in site.look().instances if a.endpoint == "other"))
     assert moved(plan, site.state, site.look(), None) == []
+
+
+def test_a_plan_that_counts_on_gpus_is_stale_where_its_host_has_others() -> None:
+    site = Site(surroundings=surroundings(host("h1", 2)))
+    plan = site.plan(bundle(endpoint("chat", on_gpus("a", 100))))
+    assert relies_on_hosts(plan)
+    assert moved(plan, site.state, site.look(), None, site.surroundings) == []
+    (reason,) = moved(plan, site.state, site.look(), None, surroundings(host("h1", 1)))
+    assert reason.startswith('host:process:h1: gpus = "0 (85899345920 bytes), 1 (')
+    lost = moved(plan, site.state, site.look(), None, surroundings(host("h1", 2, trouble="no route to host")))
+    assert lost == ['host:process:h1: trouble = "" -> "no route to host"']
+    assert moved(plan, site.state, site.look(), None)  # nobody asked: not the world it was made against
+
+
+def test_a_plan_without_gpus_relies_on_no_host(planned) -> None:
+    assert not relies_on_hosts(planned[0])
 
 
 def test_a_stale_plan_has_no_effect_and_writes_nothing() -> None:
