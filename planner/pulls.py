@@ -20,12 +20,12 @@ def with_pulls(nodes: Sequence[Node], surroundings: Surroundings) -> list[Node]:
     must not be longer by a download.
     """
     pulls: dict[str, Node] = {}
-    waiting: dict[str, list[str]] = {}
+    waiting: dict[str, dict[str, None]] = {}  # several launches may wait for one pull, a step only once
     for node in nodes:
         if isinstance(node.step, Launch) and (pull := _pull(node.step, surroundings)) is not None:
             pulls[pull.id] = pull
-            waiting.setdefault(node.id, []).append(pull.id)
-            waiting.setdefault(publish_without_id(node.step.address.endpoint), []).append(pull.id)
+            for id in (node.id, publish_without_id(node.step.address.endpoint)):
+                waiting.setdefault(id, {})[pull.id] = None
     waited = [replace(n, needs=(*n.needs, *waiting[n.id])) if n.id in waiting else n for n in nodes]
     return [*pulls.values(), *waited]
 
