@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from servestate.planner.launch import Container, LaunchSpec
 
 _DEFAULT = Container("")
+_ROOT = ("0", "root")
 
 
 def grants(spec: LaunchSpec) -> Iterator[str]:
@@ -14,6 +15,8 @@ def grants(spec: LaunchSpec) -> Iterator[str]:
     if spec.option("trust_remote_code"):
         yield "WARNING: runs code that comes with the model (trust_remote_code)"
     if spec.container is not None:
+        if spec.container.user.partition(":")[0] in _ROOT:
+            yield "WARNING: runs as root in its container (user)"
         given = [*_given(spec.container), *_devices(spec)]
         if given:
             yield f"granted to its container: {', '.join(given)}"
@@ -25,8 +28,6 @@ def _devices(spec: LaunchSpec) -> Iterator[str]:
 
 
 def _given(container: Container) -> Iterator[str]:
-    if container.user.partition(":")[0] in ("0", "root"):
-        yield "the user root"
     if not container.read_only:
         yield "a writable root"
     if container.shm:

@@ -43,4 +43,8 @@ def _entity(endpoint: str, target: Target, groups: Mapping[EntityAddress, list[I
         what = f'"{address}" has neither a config nor an instance to take it from: an apply was interrupted'
         raise InvalidInput([Diagnostic("SS306", what, f'add the config of "{endpoint}" again, then apply')])
     timings = timings_at_launch(instance)
-    return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, timings)
+    # Where it may run is not recorded: it stays where it is.
+    hosts = (instance.placement.host,)
+    return ResolvedEntity(
+        target.entity, target.weight, instance.spec, instance.address.revision, timings, hosts
+    )

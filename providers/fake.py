@@ -128,7 +128,15 @@ class FakeProvider:
         if fault is not None:
             raise fault.error
         return [
-            Observation(thing.marks.address, self.name, thing.handle, thing.url, thing.status, _why(thing))
+            Observation(
+                thing.marks.address,
+                self.name,
+                thing.handle,
+                thing.url,
+                thing.status,
+                _why(thing),
+                placement=thing.marks.placement,
+            )
             for thing in self._world.things.values()
             if thing.marks.lineage == lineage and thing.provider == self.name
         ]

@@ -200,7 +200,17 @@ def containers(site: Site, endpoints: Sequence[Endpoint], report: Report) -> Non
         allowed = _allowed(docker, [kind for _, kind in version.kinds])
         for what, fix, field in _container_problems(version.version.container, allowed):
             report.error("SS192", f"{version.name}: {what}", fix, *version.path, "container", *field)
+        _warn_of_root(version, report)
         _weights(version, allowed, report)
+
+
+def _warn_of_root(version: Listed, report: Report) -> None:
+    """Some images work as root only. What that means is said here, and again in the plan."""
+    user = _USER.match(version.version.container.user)
+    if user is not None and int(user["user"]) == 0:
+        what = f"{version.name} runs as root in its container"
+        fix = "remove user if its image works without: containers run as nobody then"
+        report.warning("SS196", what, fix, *version.path, "container", "user")
 
 
 def _weights(version: Listed, allowed: dict[str, DockerHost], report: Report) -> None:
@@ -221,8 +231,6 @@ def _container_problems(settings: ContainerSettings, allowed: dict[str, DockerHo
     user = _USER.match(settings.user)
     if settings.user and user is None:
         yield f'user "{shorten(settings.user)}" is not numeric', 'write "UID" or "UID:GID"', ("user",)
-    elif user is not None and int(user["user"]) == 0:
-        yield "it would run as root", "use another user; an image that needs root is not run", ("user",)
     if settings.memory is not None and settings.memory < _LEAST_MEMORY:
         yield f"{settings.memory} bytes of memory are too few", "give it 6MiB or more", ("memory",)
     if settings.network and (settings.network in ("host", "none") or not _NAME.match(settings.network)):

@@ -119,7 +119,7 @@ SITE_RULES: tuple[Rule, ...] = (
     docker_rules.placements,  # SS189
     engine_rules.options_of_others,  # SS190
     engine_rules.arguments,  # SS191
-    docker_rules.containers,  # SS192, which the schema gives as well
+    docker_rules.containers,  # SS192, which the schema gives as well; warning SS196
     docker_rules.images,  # SS193
     engine_rules.parallelism,  # SS194
     reserved_rules.in_site,  # SS195, also a rule of endpoints

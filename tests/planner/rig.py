@@ -11,7 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -331,10 +331,8 @@ class _Watched:
         self._inner = FakeProvider(site.world, self.name)
 
     async def observe(self, lineage: str) -> list[Observation]:
-        """With the placement that its marks tell."""
-        things = self._site.world.things
-        seen = await self._inner.observe(lineage)
-        return [replace(one, placement=things[one.handle].marks.placement) for one in seen]
+        """See `Provider.observe`."""
+        return await self._inner.observe(lineage)
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         self._site.launching(marks)

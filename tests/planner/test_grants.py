@@ -19,8 +19,6 @@ def test_nothing_beyond_the_least_is_not_mentioned() -> None:
 @pytest.mark.parametrize(
     ("container", "line"),
     [
-        (Container("image", user="0"), "the user root"),
-        (Container("image", user="root:root"), "the user root"),
         (Container("image", read_only=False), "a writable root"),
         (Container("image", shm=3 << 29), "1.5 GiB of shared memory"),
         (Container("image", network="host"), "the network host"),
@@ -30,6 +28,11 @@ def test_nothing_beyond_the_least_is_not_mentioned() -> None:
 )
 def test_each_grant_is_named(container: Container, line: str) -> None:
     assert told(container) == [f"granted to its container: {line}"]
+
+
+@pytest.mark.parametrize("user", ["0", "0:0", "root:root"])
+def test_root_is_a_warning(user: str) -> None:
+    assert told(Container("image", user=user)) == ["WARNING: runs as root in its container (user)"]
 
 
 def test_gpus_are_granted_to_containers_only() -> None:
