@@ -5,13 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow check format lock clean bench
+.PHONY: demo test test-slow test-vllm test-engines check format lock clean bench
 
 # A stamp per lock: installed again whenever the lock or the packaging changes.
 $(VENV)/.%.stamp: requirements/%.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --require-hashes --requirement $<
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Engines have environments of their own. torch comes without a hash, since which build of it is taken is the
+# machine's choice; the locks name everything else, so nothing is looked up.
+TORCH := torch==2.13.0
+.venv-%/.stamp: requirements/%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(TORCH)
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --requirement $<
 	@touch $@
 
 demo: $(VENV)/.demo.stamp
@@ -23,6 +32,15 @@ test: check
 test-slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -m slow
 	$(MAKE) demo
+	$(MAKE) test-engines
+
+# Real vLLM servers, two and more at once: minutes, and 3 GiB of memory.
+test-vllm: $(VENV)/.dev.stamp .venv-vllm/.stamp
+	$(BIN)/python -m pytest -m vllm tests/engines
+
+# Real servers of transformers and MLflow.
+test-engines: $(VENV)/.dev.stamp .venv-engines/.stamp
+	$(BIN)/python -m pytest -m engines tests/engines
 
 # Format, lint, layers, types.
 check: $(VENV)/.dev.stamp
@@ -44,6 +62,12 @@ lock:
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	    --output-file requirements/$$extra.txt > /dev/null; \
 	done
+	@set -e; for engine in vllm engines; do \
+	  uv pip compile requirements/$$engine.in --override requirements/engines-overrides.in \
+	    --quiet --generate-hashes --python-version 3.11 \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	    --output-file requirements/$$engine.txt > /dev/null; \
+	done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-* build dist *.egg-info
