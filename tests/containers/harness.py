@@ -32,6 +32,24 @@ MODEL = "demo.echo"
 PAIR: Endpoints = {"e": {"a": local("1", 90), "b": local("1", 10)}}
 """Two entities of one endpoint."""
 
+_ANSWER = """\
+n=0
+while read -r name value; do
+  case $name in
+    ?) break ;;
+    [Cc]ontent-[Ll]ength:) n=${value%?} ;;
+  esac
+done
+[ $n -eq 0 ] || head -c $n > /dev/null
+body='{"object": "chat.completion", "model": "m", "choices": [{"index": 0, "finish_reason": "stop",
+"message": {"role": "assistant", "content": "hello"}}]}'
+printf 'HTTP/1.1 200 OK\\r\\ncontent-type: application/json\\r\\nconnection: close\\r\\n'
+printf 'content-length: %d\\r\\n\\r\\n%s' ${#body} "$body"
+"""
+
+CHAT_ARGV = ["nc", "-ll", "-p", "{port}", "-e", "sh", "-c", _ANSWER]
+"""With the image `tiny`: every request is answered with a chat completion."""
+
 AT_ONCE = 2
 """Sites that are worked on at the same time: the machines of CI have two cores."""
 
