@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.fit_facts import ModelFacts
 from servestate.planner.launch import LOCAL, Placement
 from servestate.planner.live import Live
@@ -153,3 +154,11 @@ def test_each_model_is_placed_where_it_fits() -> None:
         "search/embedder": Placement("small", ("0",), 0.5),
         "chat/assistant": Placement("large", ("0", "1")),
     }
+
+
+def test_one_gpu_does_not_hold_both_versions() -> None:
+    both = example("gpu")
+    (host,) = both.hosts
+    one = replace(both, hosts=(replace(host, gpus=host.gpus[:1]),))
+    with pytest.raises(InvalidInput, match="does not fit"):
+        one.plan()
