@@ -217,6 +217,8 @@ class Placer:
     def _way(self, host: str, gpu: Gpu, match: Match) -> _Way:
         """The mildest way in which enough of the GPU becomes available."""
         held = self.books.of((host, gpu.id))
+        if not held:  # most are, on a large site: every launch looks at every GPU
+            return _Way.FREE
         needed = _spec(match).gpu_fraction
         for way in _Way:
             staying = [h for h in held if self._way_of(h, match) > way]
