@@ -15,6 +15,7 @@ import docker
 import pytest
 
 from servestate.planner.launch import LaunchSpec
+from servestate.providers.docker import marks
 from tests.cli.harness import CLI, DRIVER, Endpoints, until
 from tests.cli.sweep import KILLED, check_state
 from tests.containers.harness import (
@@ -122,6 +123,31 @@ def test_forty_kills(engine: docker.DockerClient, tiny: str, tmp_path: Path, see
 
     cases = points if len(points) < KILLS else seeded.sample(points, KILLS)
     on_sites(engine, tmp_path / "kills", cases, survive)
+
+
+class TestNegativeControl:
+    """With the intent committed after the effect (D1 taken away) a kill in between leaves a container that no
+    state knows: what the kills above look for can be found."""
+
+    @pytest.mark.parametrize(
+        ("program", "orphaned"),
+        [((*DRIVER, "intent_after_effect"), True), (CLI, False)],
+        ids=["without", "with"],
+    )
+    def test_an_orphan(
+        self, site: ContainerSite, tiny: str, program: tuple[str, ...], orphaned: bool
+    ) -> None:
+        write(site, tiny, "1")
+        point = "launch.after_effect"
+        process = site.start("apply", "--auto-approve", program=program, SERVESTATE_FAILPOINT=point)
+        process.communicate(timeout=60)
+        assert process.returncode == KILLED
+        known = set(map(str, site.state().instances))
+        worn = [one.labels[marks.ADDRESS] for one in site.containers() if one.status == "running"]
+        assert any(address not in known for address in worn) is orphaned
+        assert worn
+        site.apply()  # the marks are a second net
+        check_converged(site, PAIR)
 
 
 @contextmanager
