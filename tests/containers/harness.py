@@ -21,7 +21,8 @@ from docker.models.containers import Container
 
 from servestate.providers.docker import marks
 from servestate.providers.docker.facts import parse_handle
-from tests.cli.harness import Conversation, Endpoints, Result, Site, bundle, local, until
+from tests.cli.harness import Conversation, Endpoints, Result, Site, bundle, local
+from tests.cli.sweep import AT_ONCE
 from tests.docker.engine import LABEL, machine_socket
 
 T = TypeVar("T")
@@ -47,11 +48,10 @@ printf 'HTTP/1.1 200 OK\\r\\ncontent-type: application/json\\r\\nconnection: clo
 printf 'content-length: %d\\r\\n\\r\\n%s' ${#body} "$body"
 """
 
+# busybox's httpd takes no POST; its nc starts this for every connection. It may not buffer what it reads: the
+# shell reads byte by byte, so that head finds the whole body.
 CHAT_ARGV = ["nc", "-ll", "-p", "{port}", "-e", "sh", "-c", _ANSWER]
 """With the image `tiny`: every request is answered with a chat completion."""
-
-AT_ONCE = 2
-"""Sites that are worked on at the same time: the machines of CI have two cores."""
 
 
 def image_of(image: str, **settings: Any) -> dict[str, Any]:
@@ -147,8 +147,11 @@ def running(containers: Sequence[Container]) -> list[str]:
 
 
 def unclaimed(client: docker.DockerClient) -> set[str]:
-    """The ids of all containers that wear nobody's mark: neither of a state nor of a test. What others run at
-    the same time wears marks; what we lose does not have to."""
+    """The ids of all containers that wear nobody's mark: neither of a state nor of a test.
+
+    What other tests run meanwhile wears marks, or goes soon, as the steps of an image's build do; what a test
+    of ours loses does neither.
+    """
     listed = client.api.containers(all=True)
     return {one["Id"] for one in listed if not {marks.LINEAGE, LABEL} & set(one["Labels"] or ())}
 
@@ -218,16 +221,3 @@ def processes_of(container: Container) -> Iterator[Path]:
         yield found
         children = (found / "task" / found.name / "children").read_text().split()
         queue += [Path("/proc") / child for child in children]
-
-
-def until_gone(container: Container) -> None:
-    """Wait until the engine no longer knows it."""
-
-    def gone() -> bool:
-        try:
-            container.reload()
-        except NotFound:
-            return True
-        return False
-
-    until(gone, f"{container.name} is gone")

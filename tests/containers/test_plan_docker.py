@@ -28,7 +28,7 @@ from tests.containers.harness import (
     image_of,
     unclaimed,
 )
-from tests.docker.engine import OwnEngine, Scratch, free_port, machine_socket
+from tests.docker.engine import OwnEngine, free_port, machine_socket
 from tests.docker.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -257,11 +257,11 @@ class TestTwoHosts:
         return found
 
 
-def test_strangers_of_tests_are_told_apart(scratch: Scratch, tiny: str) -> None:
-    """The harness counts what nobody claims: a container without marks is seen."""
-    before = unclaimed(scratch.client)
-    bare = scratch.client.containers.create(tiny)
+def test_a_container_without_marks_is_seen(engine: docker.DockerClient, tiny: str) -> None:
+    """The control of what every test here ends with."""
+    bare = engine.containers.create(tiny)
     try:
-        assert unclaimed(scratch.client) - before == {bare.id}
+        assert bare.id in unclaimed(engine)
     finally:
         bare.remove()
+    assert bare.id not in unclaimed(engine)

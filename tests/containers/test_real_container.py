@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.harness import free_port, local
+from tests.cli.harness import free_port, local, until
 from tests.containers.harness import (
     ContainerSite,
     check_converged,
@@ -124,7 +124,7 @@ def test_a_day_in_the_life_of_two_containers(gemma: Gemma) -> None:
 
     site.run("destroy", "--auto-approve").ok()
     assert site.containers() == []
-    assert _count(site) == before
+    until(lambda: _count(site) == before, "as many containers as before")
     router.process.terminate()
     router.end()
 
