@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,12 @@ _BUFFER = re.compile(r"(model|KV|compute|output) buffer size = +(\d+\.\d+) MiB")
 # llama.cpp plans in a first pass, whose graphs have full size too, and allocates in a second.
 _LOGGED_TWICE = ("compute", "output")
 _TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+
+NOTES = (
+    "llama.cpp's process holds some 40 MiB that no GPU would: its tokenizer and its HTTP server. vLLM's cache",
+    "is whole blocks, and its worker's growth includes what it works with, not weights alone. What transformers",
+    "works with on CPUs moves from run to run; the estimate is made for GPUs.",
+)
 
 INSIDE = """
 import json, resource, sys, torch
@@ -202,9 +209,12 @@ def _running(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
     server = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+    deadline = threading.Timer(READY_S, server.kill)
+    deadline.start()
     try:
         yield server
     finally:
+        deadline.cancel()
         server.terminate()
         try:
             server.communicate(timeout=30)
@@ -233,7 +243,7 @@ def table(rows: list[Row]) -> str:
         unit = 1 if row.what.endswith("of a token") else MIB
         sizes = f"{row.real / unit:,.1f} | {row.estimated / unit:,.1f}"
         lines.append(f"| {row.engine} | {row.model} | {row.asked} | {row.what} | {sizes} | {row.off:+.1%} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *NOTES]) + "\n"
 
 
 def main() -> None:
