@@ -48,9 +48,9 @@ _LOGGED_TWICE = ("compute", "output")
 _TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 NOTES = (
-    "llama.cpp's process holds some 40 MiB that no GPU would: its tokenizer and its HTTP server. vLLM's cache",
-    "is whole blocks, and its worker's growth includes what it works with, not weights alone. What transformers",
-    "works with on CPUs moves from run to run; the estimate is made for GPUs.",
+    "llama.cpp's process holds some 40 MiB that no GPU would: its tokenizer and its HTTP server. vLLM's",
+    "cache is whole blocks, and its worker's growth includes what it works with, not weights alone. What",
+    "transformers works with on CPUs moves from run to run; the estimate is made for GPUs.",
 )
 
 INSIDE = """
