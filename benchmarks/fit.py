@@ -135,7 +135,7 @@ def _llamacpp_buffers(weights: Path, context: int, slots: int) -> tuple[dict[str
             if match := _BUFFER.search(line):
                 base = 0.0 if match[1] in _LOGGED_TWICE else found[match[1]]
                 found[match[1]] = base + float(match[2]) * MIB
-            if "serving " in line:  # llama.cpp may have begun the line
+            if "serving gemma on " in line:  # llama.cpp may have begun the line
                 return found, _resident(server.pid, "VmRSS") - before
     raise SystemExit(f"llama.cpp ended before it served: {argv}")
 
