@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar, assert_never
 
 from servestate.planner.address import (
@@ -22,9 +23,9 @@ from servestate.planner.change import Action, Category, Change, FieldDiff, Reaso
 from servestate.planner.drift import Drift, DriftKind
 from servestate.planner.graph import build
 from servestate.planner.launch import Container, ExternalSpec, LaunchSpec, Mount, Placement, Spec
-from servestate.planner.plan import Plan
+from servestate.planner.plan import PLAN_FORMAT, Plan
 from servestate.planner.revision import canonical_json, digest, spec_to_json
-from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, Phase, Target
+from servestate.planner.state import EndpointRecord, Instance, Phase, Target
 from servestate.planner.steps import (
     AwaitReady,
     Drain,
@@ -62,8 +63,8 @@ def decode_plan(text: str) -> Plan:
     except (KeyError, TypeError) as error:
         raise FormatError("this is not a servestate plan file") from error
     version = body.get("format_version") if isinstance(body, dict) else None
-    if version != FORMAT_VERSION:
-        raise FormatError(f"the plan has format version {version}, this servestate reads {FORMAT_VERSION}")
+    if version != PLAN_FORMAT:
+        raise FormatError(f"the plan has format version {version}, this servestate reads {PLAN_FORMAT}")
     if _decode(digest, body, "plan") != written:
         raise FormatError("the plan's digest does not match its content: it was edited or damaged")
     return _decode(lambda body: _plan_as_written(body, text), body, "plan")
@@ -194,7 +195,7 @@ def _plan_body(plan: Plan) -> Json:
         "desired_digest": plan.desired_digest,
         "destroy": plan.destroy,
         "unchanged": plan.unchanged,
-        "capacity": [[u.host, u.total, u.before, u.peak, u.after] for u in plan.capacity],
+        "capacity": [use_to_json(use) for use in plan.capacity],
         "observed": {address: dict(facts) for address, facts in plan.observed},
         "drift": [[d.address, str(d.kind), d.recorded, d.live] for d in plan.drift],
         "changes": [_change_to_json(c) for c in plan.changes],
@@ -207,10 +208,15 @@ def _plan_from(body: Json) -> Plan:
     found["observed"] = tuple((a, tuple(sorted(f.items()))) for a, f in sorted(body["observed"].items()))
     found["drift"] = tuple(Drift(a, DriftKind(k), r, live) for a, k, r, live in body["drift"])
     found["changes"] = tuple(_change_from(c) for c in body["changes"])
-    found["capacity"] = tuple(HostUse(*use) for use in body["capacity"])
+    found["capacity"] = tuple(HostUse(**use) for use in body["capacity"])
     found["nodes"] = tuple(_node_from(n) for n in body["steps"])
     build(found["nodes"])  # raises where steps need each other in a circle
     return Plan(**found)
+
+
+def use_to_json(use: HostUse) -> Json:
+    """The use of one host's GPUs as JSON values."""
+    return asdict(use)
 
 
 def _change_to_json(change: Change) -> Json:

@@ -11,12 +11,14 @@ from servestate.planner.address import EndpointAddress, EntityAddress
 from servestate.planner.change import Action, Category, Change, FieldDiff, Reason
 from servestate.planner.fields import FORCES_REPLACEMENT
 from servestate.planner.grants import grants
+from servestate.planner.handles import shown
 from servestate.planner.launch import Container, LaunchSpec, Spec
 from servestate.planner.live import Live
 from servestate.planner.match import Match, Need, changed_fields, is_alive, is_intact
 from servestate.planner.resolve import ResolvedEndpoint
 from servestate.planner.revision import spec_to_json
 from servestate.planner.rollout import recreates
+from servestate.planner.sizes import sized
 from servestate.planner.state import EndpointRecord, Instance, Phase
 
 _PROTECTED = "lifecycle.prevent_destroy"
@@ -167,7 +169,7 @@ def _replacement(
             return replace(gone, note="it is gone")
         if seen.status == "exited":
             return replace(gone, note=f"it exited: {seen.why.splitlines()[0]}" if seen.why else "it exited")
-        reason, note = Reason.DRIFT, f"it is {seen.status} as {seen.handle}"
+        reason, note = Reason.DRIFT, f"it is {seen.status} as {shown(seen.handle)}"
     elif not is_intact(previous, live):
         told = ", ".join(f"{n} {was} -> {now or 'none'}" for n, was, now in changed_fields(previous, live))
         reason, note = Reason.DRIFT, f"somebody changed it: {told}"
@@ -250,6 +252,7 @@ _CONTAINER_DEFAULTS = asdict(Container(""))
 def _container_attributes(container: dict[str, Any]) -> dict[str, Any]:
     """What is not as for every container; mounts by target, read-only ones marked."""
     told = {k: v for k, v in container.items() if v != _CONTAINER_DEFAULTS[k]}
+    told |= {k: sized(told[k]) for k in ("memory", "shm") if k in told}
     if "mounts" in told:
         told["mounts"] = {
             m["target"]: m["source"] + (" (read-only)" if m["read_only"] else "") for m in told["mounts"]

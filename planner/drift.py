@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from servestate.planner.handles import shown
 from servestate.planner.launch import ExternalSpec
 from servestate.planner.live import Live, LiveStatus
 from servestate.planner.match import changed_fields, strays
@@ -43,7 +44,7 @@ def find_drift(state: State, live: Live) -> list[Drift]:
     """Every difference, by address. Interrupted intents are not drift: `settle` deals with them."""
     found = [d for i in state.instances.values() if (d := _of_instance(i, live))]
     found += [
-        Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {seen.handle}")
+        Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {shown(seen.handle)}")
         for seen in strays(state, live)
         if seen in live.duplicates or not _is_reported(state.instances.get(seen.address))
     ]
@@ -60,11 +61,11 @@ def _of_instance(instance: Instance, live: Live) -> Drift | None:
     seen = live.instances.get(instance.address)
     if isinstance(instance.spec, ExternalSpec) or instance.phase not in _EXPECTED_LIVE:
         return None
-    address, recorded = str(instance.address), f"{instance.phase} as {instance.handle}"
+    address, recorded = str(instance.address), f"{instance.phase} as {shown(instance.handle)}"
     if seen is None:
         return Drift(address, DriftKind.GONE, recorded, "gone")
     if seen.handle != instance.handle:
-        return Drift(address, DriftKind.REPLACED, recorded, f"{seen.status} as {seen.handle}")
+        return Drift(address, DriftKind.REPLACED, recorded, f"{seen.status} as {shown(seen.handle)}")
     if seen.status is LiveStatus.EXITED:
         return Drift(address, DriftKind.EXITED, recorded, f"exited: {seen.why}" if seen.why else "exited")
     if seen.status is LiveStatus.PAUSED:

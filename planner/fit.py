@@ -7,6 +7,7 @@ whole context at the start.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -210,7 +211,8 @@ def _guesses(engine: EngineMemory, parts: _Sum) -> Iterator[tuple[Sureness, str]
 def explain(estimate: Estimate) -> str:
     """One line for a plan, sizes in GiB; where it does not fit, it ends in what to do."""
     rest = estimate.activations + estimate.overhead
-    of = f" of {_gib(estimate.gpu_memory)} GiB per GPU" if estimate.gpu_memory else " GiB"
+    takes = f" and takes {_gib(estimate.claimed)}" if estimate.claimed > estimate.needed else ""
+    of = f"{takes} of {_gib(estimate.gpu_memory)} GiB per GPU" if estimate.gpu_memory else " GiB"
     parts = [
         f"needs {_gib(estimate.needed)}{of}: weights {_gib(estimate.weights)}, "
         f"KV cache {_gib(estimate.kv)} ({estimate.context:,} tokens), activations and graphs {_gib(rest)}"
@@ -225,6 +227,10 @@ def explain(estimate: Estimate) -> str:
 
 
 def _remedy(estimate: Estimate) -> str:
+    if not estimate.longest_context and estimate.claimed < estimate.needed <= estimate.gpu_memory:
+        share = math.ceil(100 * estimate.needed / estimate.gpu_memory) / 100
+        where = f"in the {_gib(estimate.claimed)} GiB that {estimate.engine} may use"
+        return f"does not fit {where}: give it {share:g} of the GPU (gpu_memory_utilization, gpu_fraction)"
     if not estimate.longest_context:
         return "does not fit, whatever the context: use more or larger GPUs, or a smaller or quantized model"
     key = {"vllm": "max_model_len", "llamacpp": "ctx_size"}.get(estimate.engine, "the context")

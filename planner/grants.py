@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from servestate.planner.launch import Container, LaunchSpec
+from servestate.planner.served_name import MODEL_FOLDER
 
 _DEFAULT = Container("")
 _ROOT = ("0", "root")
+_CACHING = ("vllm", "transformers", "mlflow")
+"""The engines that keep downloaded weights and compiled kernels on the host; see their `caches`."""
 
 
 def grants(spec: LaunchSpec) -> Iterator[str]:
@@ -17,9 +20,20 @@ def grants(spec: LaunchSpec) -> Iterator[str]:
     if spec.container is not None:
         if spec.container.user.partition(":")[0] in _ROOT:
             yield "WARNING: runs as root in its container (user)"
-        given = [*_given(spec.container), *_devices(spec)]
+        given = [*_given(spec.container), *_weights(spec), *_cache(spec), *_devices(spec)]
         if given:
             yield f"granted to its container: {', '.join(given)}"
+
+
+def _weights(spec: LaunchSpec) -> Iterator[str]:
+    scheme, _, path = spec.source.partition("://")
+    if scheme == "file":
+        yield f"{path} at {MODEL_FOLDER}"
+
+
+def _cache(spec: LaunchSpec) -> Iterator[str]:
+    if spec.engine in _CACHING:
+        yield "the writable cache volume of its host"
 
 
 def _devices(spec: LaunchSpec) -> Iterator[str]:

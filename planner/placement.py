@@ -93,7 +93,8 @@ class Placer:
             return Placed(HERE, vacates=forced)
         offers = [offer for host in match.entity.hosts if (offer := self._offer(host, match)) is not None]
         if not offers:
-            self.refused.append(_refusal(match, [self._why_not(host, match) for host in match.entity.hosts]))
+            reasons = [self._why_not(host, match) for host in match.entity.hosts]
+            self.refused.append(_refusal(match, reasons, self._fix(match)))
             return None
         before = {i.placement.host for i in match.old}
         best = min(
@@ -306,7 +307,30 @@ class Placer:
         staying = [h for h in self.books.of((host, gpu.id)) if self._way_of(h, match) is _Way.NEVER]
         circular = any(self.books.awaits(h) not in ("", match.use.endpoint) for h in staying)
         because = f", waiting for {match.use.endpoint} itself" if circular else ""
-        return f"{gpu.id}: held by {', '.join(sorted(str(h.address) for h in staying))}{because}"
+        wanted = [h for h in staying if h.address in self._behind]
+        held = [h for h in staying if h not in wanted]
+        told = [f"held by {', '.join(sorted(str(h.address) for h in held))}{because}"] if held else []
+        told += (
+            [f"given to {', '.join(sorted(str(h.address) for h in wanted))} by this plan"] if wanted else []
+        )
+        return f"{gpu.id}: {', '.join(told)}"
+
+    def _fix(self, match: Match) -> str:
+        """What to do about a launch that fits nowhere."""
+        known = [host for name in match.entity.hosts if (host := self._host(name, match)) is not None]
+        gpus = [gpu for host in known for gpu in host.gpus if not self._host_trouble(host, match)]
+        if not _spec(match).gpus:
+            return "make one of its hosts answer, or allow others"
+        if not gpus:
+            return "make its hosts' GPUs known: install the driver, or declare `gpus` in servestate.providers"
+        fits = [fit for gpu in gpus if (fit := self._fit(match, gpu.memory)) is not None]
+        if fits and not any(fit.fits for fit in fits):
+            return "do what the lines above say of each GPU, or use larger ones"
+        if match.entity.timings.surge:
+            return "allow its old instance to stop first: strategy: recreate; or free GPUs"
+        return (
+            "free GPUs, allow other hosts, share GPUs (gpu_fraction), or let an old one stop first: recreate"
+        )
 
 
 def _spec(match: Match) -> LaunchSpec:
@@ -343,14 +367,10 @@ def _image_trouble(facts: ImageFacts, digest: str) -> str:
     )
 
 
-def _refusal(match: Match, reasons: Iterable[str]) -> Diagnostic:
-    spec = _spec(match)
+def _refusal(match: Match, reasons: Iterable[str], fix: str) -> Diagnostic:
     what = f"{match.use.of} does not fit on any host that it may run on"
-    if not spec.gpus:
+    if not _spec(match).gpus:
         what = f"{match.use.of} cannot run on any of its hosts"
-    fix = "free GPUs, allow other hosts, ask for less, or let an endpoint stop first: strategy: recreate"
-    if match.entity.timings.surge:
-        fix = "allow its old instance to stop first: strategy: recreate; or free GPUs"
     return Diagnostic("SS310", what, fix, detail="\n".join(reasons))
 
 

@@ -19,11 +19,14 @@ from servestate.planner.placed import Placed
 from servestate.planner.placement import Placer
 from servestate.planner.pulls import with_pulls
 from servestate.planner.resolve import Resolved, ResolvedEndpoint
-from servestate.planner.state import FORMAT_VERSION, EndpointRecord, Instance, State, apply_event
+from servestate.planner.state import EndpointRecord, Instance, State, apply_event
 from servestate.planner.steps import Drain, Launch, Node, RewriteTable, Stop
 from servestate.planner.surroundings import ALONE, Facts, Surroundings, host_facts
 from servestate.planner.unconfigured import with_recorded_config
 from servestate.planner.version import VERSION
+
+PLAN_FORMAT = 2
+"""Of the plan file; a reader refuses any other. Plans are short-lived: there is no upgrade of one."""
 
 ABSENT: Facts = (("status", "absent"),)
 """What a plan observed of something that it relies on not being there."""
@@ -49,7 +52,7 @@ class Plan:
     unchanged: int
     capacity: tuple[HostUse, ...] = ()
     destroy: bool = False
-    format_version: int = FORMAT_VERSION
+    format_version: int = PLAN_FORMAT
     servestate_version: str = VERSION
 
     @property
@@ -257,11 +260,19 @@ def _plan_deletions(
 
 
 def _plan_leftovers(unknown: Iterable[Observation], live: Live, drafts: _Drafts) -> None:
+    """What wears our marks and is not adopted ends, once the routes of its endpoint have moved: it may be
+    what answers under a route, known by another handle (its host was renamed in the site, or somebody started
+    it again). Where a launch waits for what it holds, it ends first."""
     adopted = {node.step.address for node in drafts.nodes if isinstance(node.step, Launch)}
+    awaited = {id for node in drafts.nodes for id in node.needs}
+    ids = {node.id for node in drafts.nodes}
     for stray in unknown:
         drafts.touched.add(stray.address)
         if stray.address not in adopted or stray in live.duplicates:
-            drafts.nodes.append(rollout.remove_stray(stray))
+            node = rollout.remove_stray(stray)
+            moves = (f"publish:{stray.address.endpoint}", f"withdraw:{stray.address.endpoint}")
+            needs = () if node.id in awaited else tuple(id for id in moves if id in ids)
+            drafts.nodes.append(replace(node, needs=needs))
 
 
 def _plan_table(state: State, live: Live, drafts: _Drafts) -> None:

@@ -42,13 +42,17 @@ def _endpoint(record: EndpointRecord, groups: _Groups) -> ResolvedEndpoint:
 
 
 def _entity(endpoint: str, target: Target, groups: _Groups) -> ResolvedEntity | None:
-    instances = groups.get(EntityAddress(endpoint, target.entity), ())
-    instance = next((i for i in instances if i.address in target.instances), next(iter(instances), None))
+    instance = serving(target, groups.get(EntityAddress(endpoint, target.entity), ()))
     if instance is None:
         return None
     how = Timings(drain_timeout_s=instance.drain_timeout_s, stop_grace_s=instance.stop_grace_s)
     hosts = (instance.placement.host,)
     return ResolvedEntity(target.entity, target.weight, instance.spec, instance.address.revision, how, hosts)
+
+
+def serving(target: Target, instances: Sequence[Instance]) -> Instance | None:
+    """Which of an entity's instances says what it runs as: the routed one, else what is left of it."""
+    return next((i for i in instances if i.address in target.instances), next(iter(instances), None))
 
 
 def ready_timeout_s(site: Site, record: EndpointRecord, entity: str) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from servestate.planner.address import EndpointAddress, EntityAddress, InstanceAddress
 from servestate.planner.capacity import HostUse
 from servestate.planner.change import Action, Category, Change, Reason
+from servestate.planner.handles import shown
 from servestate.planner.plan import Plan
 from servestate.planner.plural import counted
 from servestate.planner.revision import canonical_json
@@ -150,7 +151,7 @@ def _chore(node: Node, changed: set[str], ended: set[EndpointAddress | EntityAdd
         case PublishTable(record) if record.name not in changed:
             return f"the routes of {record.name} are published again"
         case Stop(address, _, handle) if address.of not in ended or is_of_stray(node):
-            return f"{address} is stopped ({handle})" if handle else f"{address} is forgotten"
+            return f"{address} is stopped ({shown(handle)})" if handle else f"{address} is forgotten"
         case Forget(InstanceAddress() as address) if address.of not in ended:
             return f"{address} is forgotten"
         case _:

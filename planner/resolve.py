@@ -194,7 +194,7 @@ def _launch_spec(
     entity: ServedEntity, task: str, version: ModelVersion, site: Site, extra: tuple[str, ...]
 ) -> LaunchSpec:
     placed = site.workload_types[entity.workload_type]
-    args = version.argv if version.engine == "command" else version.args
+    args = version.argv + version.args if version.engine == "command" else version.args
     env = {**version.env, **entity.environment_vars}
     return LaunchSpec(
         provider=placed.provider,
@@ -226,10 +226,16 @@ def _options(version: ModelVersion) -> tuple[tuple[str, Scalar], ...]:
 
 
 _SHM = {"vllm": 2**30}
-"""Bytes of shared memory that an engine's own processes pass data through; Docker gives 64 MiB."""
+"""Bytes of shared memory that an engine's processes pass images and audio through; Docker gives 64 MiB."""
 
-_SHM_FOR_SEVERAL = 8
-"""Times as much where several GPUs work together: their processes exchange tensors through it."""
+_SHM_FOR_SEVERAL_GPUS = 10 * 2**30
+"""Workers of one model also exchange activations through it."""
+
+
+def _shared_memory(engine: str, gpus: int) -> int:
+    if engine not in _SHM:
+        return 0
+    return _SHM_FOR_SEVERAL_GPUS if gpus > 1 else _SHM[engine]
 
 
 def _container(version: ModelVersion, gpus: int) -> Container:
@@ -241,7 +247,7 @@ def _container(version: ModelVersion, gpus: int) -> Container:
         memory=given.memory or 0,
         cpus=given.cpus or 0.0,
         pids=given.pids or defaults.pids,
-        shm=given.shm_size or _SHM.get(version.engine, 0) * (1 if gpus < 2 else _SHM_FOR_SEVERAL),
+        shm=given.shm_size or _shared_memory(version.engine, gpus),
         network=given.network or defaults.network,
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in given.mounts),
         read_only=given.read_only,

@@ -23,7 +23,7 @@ from servestate.planner.launch import (
 )
 
 FORMAT_VERSION = 1
-"""Of the state, the plan file and the store; a reader refuses a higher one."""
+"""Of the state and the store; a reader refuses a higher one."""
 
 
 class Phase(StrEnum):

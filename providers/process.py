@@ -11,6 +11,7 @@ import os
 import secrets as random
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from servestate.planner.engine_keys import key_reference
@@ -55,6 +56,7 @@ LOG_LINES_SEARCHED = 400
 """Log lines among which the cause of a failed start is looked for."""
 LOG_LINES_IN_OBSERVATION = 3
 PROGRESS_WIDTH = 120
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class ProcessProvider:
@@ -198,8 +200,11 @@ class ProcessProvider:
         given = {name: fill(value, self._secrets).reveal() for name, value in spec.env}
         env = {**spawn.base_environment(self._environ), **dict(command.env), **given, **labels.to_env(worn)}
         if spec.gpus:
-            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # CUDA counts by speed otherwise, NVML by bus
-            env |= {"CUDA_VISIBLE_DEVICES": ",".join(worn.marks.placement.gpus)}
+            # CUDA counts by speed unless it is told to count as NVML does, by bus.
+            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+            env |= {_VISIBLE_GPUS: ",".join(worn.marks.placement.gpus)}
+        else:
+            env = {_VISIBLE_GPUS: "", **env}  # what holds no GPU must not fill those of others
         return spawn.Errand(command.argv, env, self._base_dir, mask)
 
     async def probe(self, handle: str, spec: Spec) -> Readiness:
@@ -277,9 +282,13 @@ class ProcessProvider:
     async def hosts(self, lineage: str) -> list[Host]:
         """See `Surveyor.hosts`. This machine, which can always start processes."""
         if self._gpus is not None:
-            return [Host(LOCAL, tuple(Gpu(gpu.id, gpu.memory, gpu.name) for gpu in self._gpus))]
-        seen = nvml.read()
-        return [Host(LOCAL, seen.gpus, gpu_trouble=seen.trouble)]
+            seen = nvml.Reading(tuple(Gpu(gpu.id, gpu.memory, gpu.name) for gpu in self._gpus))
+        else:
+            seen = nvml.read()
+        with translated(self._runs.root):
+            held = _held_by_others(lineage)
+        gpus = tuple(replace(gpu, holders=(*gpu.holders, *held.get(gpu.id, ()))) for gpu in seen.gpus)
+        return [Host(LOCAL, gpus, gpu_trouble=seen.trouble)]
 
     def _find(self, handle: str) -> Run | None:
         """The launch with this handle: by its record, else by the marks its process wears."""
@@ -345,3 +354,14 @@ def _seed(marks: Marks) -> int:
 
 def _paused(shim: Identity) -> bool:
     return any(one.paused for one in proc.processes() if shim.pid in (one.pid, one.ppid))
+
+
+def _held_by_others(lineage: str) -> dict[str, list[str]]:
+    """What engines of other lineages on this machine hold, by GPU id."""
+    held: dict[str, list[str]] = {}
+    for tree in census.trees():
+        marks = tree.worn.marks
+        if marks.lineage != lineage:
+            for gpu in marks.placement.gpus:
+                held.setdefault(gpu, []).append(f"{marks.address} of lineage {marks.lineage}")
+    return held

@@ -20,6 +20,9 @@ FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
 LOG_LINES = 20
 
+REPEAT_S = 10.0
+"""How often the same progress is reported again."""
+
 
 async def await_ready(
     provider: Provider,
@@ -45,7 +48,7 @@ async def await_ready(
 
     deadline = clock() + timeout_s
     backoff = wait_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S)
-    progress = _Progress(report)
+    progress = _Progress(report, clock)
 
     def pause(state: RetryCallState) -> float:
         return max(0.0, min(backoff(state), deadline - clock()))
@@ -68,15 +71,17 @@ async def await_ready(
 
 
 class _Progress:
-    """Passes on what is new."""
+    """Passes on what is new, and what is not new every so often: whoever watches sees that it goes on."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[str], None], clock: Callable[[], float]) -> None:
         self._report = report
-        self._last = ""
+        self._clock = clock
+        self._last = ("", clock())
 
     def note(self, text: str) -> None:
-        if text and text != self._last:
-            self._last = text
+        last, when = self._last
+        if text and (text != last or self._clock() - when >= REPEAT_S):
+            self._last = (text, self._clock())
             self._report(text)
 
 
@@ -98,4 +103,6 @@ async def _too_late(provider: Provider, handle: str, timeout_s: float, last: str
         log = ""
     headline = f"not ready after {timeout_s:g} s" + (f": {last}" if last else "")
     what = "\n".join([headline, *(f"| {line}" for line in log.splitlines())])
-    return PermanentError("SS508", what, "give it more time, or read its log for what it waits for")
+    return PermanentError(
+        "SS508", what, "give it more time (ready_timeout_s), or read its log for what it waits for"
+    )

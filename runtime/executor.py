@@ -224,7 +224,7 @@ class Executor:
         task = asyncio.create_task(self._timed(node))
         task.add_done_callback(ended.put_nowait)
         running[task] = id
-        if isinstance(node.step, AwaitReady | Drain):
+        if isinstance(node.step, AwaitReady | Drain | Pull):  # a pull that is cut goes on where it was
             self._waits.add(task)
             task.add_done_callback(self._waits.discard)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from servestate.planner.address import EndpointAddress, EntityAddress
 from servestate.planner.change import Action, Change
+from servestate.planner.codec import use_to_json
 from servestate.planner.diagnostics import Diagnostic, Severity
+from servestate.planner.launch import Placement
 from servestate.planner.plan import Plan
 from servestate.planner.render import NO_CHANGES, counts, summary
+from servestate.planner.steps import Launch
 from servestate.planner.version import VERSION
 from servestate.runtime.store.protocol import Lock
 
@@ -39,9 +43,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         seen = {"kind": str(drift.kind), "recorded": drift.recorded, "live": drift.live}
         message = f"{drift.address}: {drift.recorded} -> {drift.live}"
         yield line("resource_drift", message, change={"address": drift.address, **seen})
+    places = {n.step.address.of: n.step.placement for n in plan.nodes if isinstance(n.step, Launch)}
     for found in plan.changes:
-        yield line("planned_change", f"{found.address}: Plan to {found.action}", change=_change(found))
+        told = _change(found) | _placed(found.address, places)
+        yield line("planned_change", f"{found.address}: Plan to {found.action}", change=told)
     add, change, remove = counts(plan.changes)
+    for use in plan.capacity:
+        peak = f"{use.host}: peak {use.peak} of {use.total or '?'} GPUs"
+        yield line("gpu_use", peak, capacity=use_to_json(use))
     totals = {"add": add, "change": change, "import": 0, "remove": remove, "operation": "plan"}
     yield line("change_summary", NO_CHANGES if plan.is_empty else summary(plan), changes=totals)
 
@@ -66,6 +75,16 @@ def lock_line(held: Lock, message: str) -> str:
     return line("lock", message, level="error", lock=facts)
 
 
+def _placed(
+    address: EndpointAddress | EntityAddress, places: Mapping[EntityAddress, Placement]
+) -> dict[str, Any]:
+    """Where an entity will be launched; nothing for what is not."""
+    place = places.get(address) if isinstance(address, EntityAddress) else None
+    if place is None:
+        return {}
+    return {"placement": {"host": place.host, "gpus": list(place.gpus), "fraction": place.fraction}}
+
+
 def _change(change: Change) -> dict[str, Any]:
     return {
         "resource": {"addr": str(change.address)},
@@ -75,5 +94,6 @@ def _change(change: Change) -> dict[str, Any]:
         "category": str(change.category),
         "fields": [{"path": f.path, "old": f.old, "new": f.new, "forces": f.forces} for f in change.fields],
         "note": change.note,
+        "remarks": list(change.remarks),
         "blocked": change.blocked,
     }

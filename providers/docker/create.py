@@ -143,8 +143,7 @@ def _limits(container: Container, command: ContainerCommand, host_memory: int) -
         "NanoCpus": round(container.cpus * 1e9),
         "PidsLimit": container.pids,
     }
-    shm = container.shm or command.shm
-    return limits | ({"ShmSize": shm} if shm else {})
+    return limits | ({"ShmSize": container.shm} if container.shm else {})
 
 
 def _network(network: str) -> dict[str, str]:

@@ -135,11 +135,10 @@ def _parsed(said: str) -> _Reading:
 async def _held(daemon: Daemon, reading: _Reading, ours: str) -> dict[str, list[str]]:
     """What strangers' containers hold, by GPU id."""
     running = await daemon.api.containers({}, running=True)
+    others = [one["Id"] for one in running if (one.get("Labels") or {}).get(marks.LINEAGE) != ours]
     holders: dict[str, list[str]] = {}
-    for raw in await daemon.api.inspect_all([one["Id"] for one in running]):
+    for raw in await daemon.api.inspect_all(others):
         lineage = (raw["Config"]["Labels"] or {}).get(marks.LINEAGE)
-        if lineage == ours:
-            continue
         whose = f" of lineage {lineage}" if lineage else ""
         for gpu in _requested(raw, reading):
             holders.setdefault(gpu, []).append(f"container {raw['Name'].removeprefix('/')}{whose}")

@@ -15,7 +15,7 @@ from servestate.providers.protocol import PermanentError, TransientError
 
 _GIB = float(2**30)
 _DENIED = ("unauthorized", "denied", "no basic auth credentials", "authentication required")
-_UNKNOWN = ("not found", "manifest unknown", "name unknown", "no such")
+_UNKNOWN = ("not found", "manifest unknown", "name unknown", "no such image", "no such manifest")
 
 
 async def resolve(daemon: Daemon, container: Container) -> create.Image:

@@ -51,8 +51,7 @@ class ContainerCommand:
     `args` follow the image's entrypoint; where there are none, the image's own command runs. `env` holds
     variables of the engine's own, never a secret. It listens on `port` on every interface of the container.
     `mounts` are what of the host it needs to see (weights), `caches` the folders below `CACHE_ROOT` that it
-    writes and that outlive it. `user` is UID:GID for images that would run as root, `shm` the shared memory
-    in bytes where the spec asks for none, 0 for Docker's own default.
+    writes and that outlive it. `user` is UID:GID for images that would run as root.
     """
 
     args: tuple[str, ...]
@@ -61,7 +60,6 @@ class ContainerCommand:
     mounts: tuple[Mount, ...] = ()
     caches: tuple[str, ...] = ()
     user: str = "65534:65534"
-    shm: int = 0
 
 
 CACHE_ROOT = "/cache"

@@ -24,11 +24,6 @@ SHUTDOWN_TIMEOUT_S = int(STOP_GRACE_S) - 3
 """How long vLLM lets running requests end once it was asked to stop (its own default: not at all). Less than
 the grace after which it is killed, so that it can still free its GPUs and end its workers by itself."""
 
-SHM_ONE_GPU = 1 << 30
-"""Shared memory of a container: the API server and the engine's core exchange images and audio through it."""
-SHM_SEVERAL_GPUS = 10 << 30
-"""Tensor-parallel workers also exchange activations through NCCL's shared-memory segments."""
-
 USER = "2000:0"
 """The unprivileged user that vLLM's images are made for: a group 0 member, as OpenShift has it."""
 
@@ -114,7 +109,6 @@ class VllmEngine:
             mounts=(source.mount,) if isinstance(source, Folder) else (),
             caches=_CACHES,
             user=USER,
-            shm=SHM_SEVERAL_GPUS if spec.gpus > 1 else SHM_ONE_GPU,
         )
 
     def key_text(self, key: str) -> str:

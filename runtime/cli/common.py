@@ -82,6 +82,13 @@ def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
     # What is made here lives until the verb ends and has no cycles; collecting it over and over costs a
     # fifth of the time of a large plan.
     gc.disable()
+    try:
+        return _situation(arguments, destroy)
+    finally:
+        gc.enable()
+
+
+def _situation(arguments: argparse.Namespace, destroy: bool) -> Situation:
     if destroy and not has_configuration(arguments.file):
         workspace = open_workspace(root_of(arguments.file), Site())
         resolved = Resolved(_only_owner(workspace), (), "destroy")
@@ -93,7 +100,6 @@ def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
         _look_around(workspace, resolved, _pull_policy(arguments, workspace))
     )
     plan = make_plan(resolved, state, live, surroundings, destroy=destroy)
-    gc.enable()
     return Situation(workspace, resolved, state, live, plan)
 
 

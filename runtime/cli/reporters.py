@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from servestate.planner.handles import shown
 from servestate.planner.steps import (
     AwaitReady,
     Drain,
@@ -83,9 +84,9 @@ def identity_of(step: Step) -> str:
     """` [id=…]` where the step has an object with one."""
     match step:
         case Pull(_, host, _, digest):
-            return f" [id={digest} on {host}]"
+            return f" [id={digest[:19]} on {host}]"
         case Stop(_, _, handle, _) if handle:
-            return f" [id={handle}]"
+            return f" [id={shown(handle)}]"
         case Launch(address) | AwaitReady(address) | Register(address) | Drain(address):
             return f" [id={address}]"
         case _:

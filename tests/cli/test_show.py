@@ -24,5 +24,5 @@ def test_what_is_no_plan(site: Site) -> None:
     plan = site.folder / "plan.json"
     plan.write_text(plan.read_text().replace('"solo"', '"sole"'))
     check(site.run("show", "plan.json"), site.folder, "show/edited")
-    plan.write_text(plan.read_text().replace('"format_version":1', '"format_version":99'))
+    plan.write_text(plan.read_text().replace('"format_version":2', '"format_version":99'))
     check(site.run("show", "plan.json"), site.folder, "show/newer_format")

@@ -300,8 +300,5 @@ def test_destroy_leaves_nothing(applied: Applied, site: Site) -> None:
         assert not any(identity.alive(member) for member in tree.members)
 
 
-@pytest.mark.xfail(
-    reason="what is left of an engine is killed before its tracker of shared memory has cleaned up"
-)
 def test_destroy_leaves_no_shared_memory(applied: Applied) -> None:
     assert {path.name for path in SHARED_MEMORY.iterdir()} <= applied.shared_before

@@ -204,7 +204,7 @@ def test_vllm_halves_a_32_bit_checkpoint() -> None:
     [
         (
             LLAMA, Asked("vllm", context=8192), GPU_80,
-            "needs 18.0 of 79.2 GiB per GPU: weights 15.0, KV cache 1.0 (8,192 tokens), "
+            "needs 18.0 and takes 72.9 of 79.2 GiB per GPU: weights 15.0, KV cache 1.0 (8,192 tokens), "
             "activations and graphs 2.0; 55 sequences at full length; estimate sure within 10 %",
         ),
         (
@@ -219,6 +219,12 @@ def test_vllm_halves_a_32_bit_checkpoint() -> None:
             "needs 32.1 of 15.0 GiB per GPU: weights 15.0, KV cache 16.0 (131,072 tokens), "
             "activations and graphs 1.1; estimate sure within 10 %; does not fit, whatever the "
             "context: use more or larger GPUs, or a smaller or quantized model",
+        ),
+        (
+            LLAMA, Asked("vllm", context=8192, gpu_memory_utilization=0.1), 80 * GIB,
+            "needs 18.0 of 80.0 GiB per GPU: weights 15.0, KV cache 1.0 (8,192 tokens), activations and "
+            "graphs 2.0; estimate sure within 10 %; does not fit in the 8.0 GiB that vllm may use: give it "
+            "0.23 of the GPU (gpu_memory_utilization, gpu_fraction)",
         ),
         (
             GEMMA_270M, Asked("llamacpp", context=4096, max_num_seqs=4), 0,

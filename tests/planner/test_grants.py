@@ -9,7 +9,7 @@ from servestate.planner.launch import Container, LaunchSpec, Mount
 
 
 def told(container: Container | None = None, **spec: object) -> list[str]:
-    return list(grants(LaunchSpec("docker", "vllm", "m", container=container, **spec)))  # type: ignore[arg-type]
+    return list(grants(LaunchSpec("docker", "llamacpp", "m", container=container, **spec)))  # type: ignore[arg-type]
 
 
 def test_nothing_beyond_the_least_is_not_mentioned() -> None:
@@ -45,3 +45,9 @@ def test_code_that_comes_with_the_model_is_a_warning_wherever_it_runs(container:
     (line,) = told(container, options=(("trust_remote_code", True),))
     assert line.startswith("WARNING")
     assert told(container, options=(("trust_remote_code", False),)) == []
+
+
+def test_the_weights_and_the_cache_of_its_engine_are_granted() -> None:
+    spec = LaunchSpec("docker", "vllm", "m", source="file:///srv/llama", container=Container("image"))
+    (line,) = grants(spec)
+    assert line == ("granted to its container: /srv/llama at /models, the writable cache volume of its host")

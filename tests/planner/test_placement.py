@@ -182,3 +182,21 @@ def test_the_walk_notices_a_gpu_that_is_taken_twice() -> None:
     found = [w for seed in range(20) for w in Walk(wrong, site.state, site.look(), random.Random(seed)).run()]
     assert any(w.startswith("P9: ('h1', '0') is taken 2 times") for w in found)
     assert any(w.startswith("P3:") for w in found)
+
+
+def test_what_another_launch_of_the_plan_got_is_not_called_held() -> None:
+    text = refusal(site_of(1), bundle(*(endpoint(n, on_gpus("a", 100)) for n in ("one", "two"))))
+    assert "given to one/a@" in text and "by this plan" in text
+    assert "held by" not in text
+
+
+@pytest.mark.parametrize(
+    ("hosts", "fix"),
+    [
+        ((host("h1", 0, gpu_trouble="no driver"),), "declare `gpus` in servestate.providers"),
+        ((host("h1", 1),), "share GPUs (gpu_fraction)"),
+    ],
+)
+def test_the_way_out_fits_the_cause(hosts: tuple[Host, ...], fix: str) -> None:
+    wanted = bundle(*(endpoint(n, on_gpus("a", 100)) for n in ("one", "two")))
+    assert fix in refusal(Site(surroundings=surroundings(*hosts)), wanted)

@@ -12,6 +12,7 @@ from servestate.planner.recorded import ready_timeout_s, recorded
 from servestate.planner.repair import (
     Refused,
     Served,
+    entity_of,
     find_served,
     launches,
     plan_repair,
@@ -22,9 +23,12 @@ from servestate.planner.resolve import Resolved
 from servestate.planner.spec.site import Site as SiteBlock
 from servestate.planner.state import EndpointRecord, Phase, Target
 from servestate.planner.steps import AwaitReady
+from servestate.planner.surroundings import Host
 from servestate.providers.protocol import Marks
 from servestate.runtime.executor import Outcome
 from tests.planner.blocks import bundle, endpoint, local
+from tests.planner.gpu_worlds import host, on_gpus, surroundings
+from tests.planner.memory_store import MemoryStore
 from tests.planner.rig import Site
 from tests.planner.scenarios import WORLDS
 
@@ -43,18 +47,18 @@ def address_of(site: Site, entity: EntityAddress) -> InstanceAddress:
     return found
 
 
-def served(site: Site, *silent: str) -> dict[EntityAddress, Served]:
+def served(site: Site, *unseen: InstanceAddress) -> dict[EntityAddress, Served]:
     live = site.look()
-    return {one.address: one for one in find_served(settled_state(site.state, live), live, silent)}
+    return {one.address: one for one in find_served(settled_state(site.state, live), live, unseen)}
 
 
-def dead(site: Site, *silent: str) -> set[EntityAddress]:
-    return {address for address, one in served(site, *silent).items() if one.dead}
+def dead(site: Site, *unseen: InstanceAddress) -> set[EntityAddress]:
+    return {address for address, one in served(site, *unseen).items() if one.dead}
 
 
 def repair(site: Site, *entities: EntityAddress) -> Plan:
     found = served(site)
-    return plan_repair(site.state, site.look(), [found[entity] for entity in entities])
+    return plan_repair(site.state, site.look(), [found[entity] for entity in entities], site.surroundings)
 
 
 def carry_out(site: Site, plan: Plan) -> Outcome:
@@ -153,10 +157,11 @@ def test_a_table_that_is_missing_comes_back_with_the_routes() -> None:
     site.check(BOTH)
 
 
-def test_nothing_of_a_silent_provider_is_dead() -> None:
+def test_nothing_that_cannot_be_seen_is_dead() -> None:
     site = applied()
     site.world.vanish(address_of(site, A))
-    assert dead(site, "process") == set()
+    site.world.vanish(address_of(site, C))
+    assert dead(site, address_of(site, A)) == {C}
 
 
 def test_in_two_halves() -> None:
@@ -216,3 +221,82 @@ def test_time_to_get_ready_is_what_the_site_says() -> None:
         return EndpointRecord("e", "e", "demo", block % version, 1, (Target("x", 100, ()),))
 
     assert [ready_timeout_s(site, record(v), "x") for v in ("1", "2", "3")] == [40.0, 1800.0, 300.0]
+
+
+def on_gpus_of_their_own() -> Site:
+    """One endpoint with two entities and another with one, on a host that has room for all."""
+    site = Site(surroundings=surroundings(host("h1", 3)))
+    first = endpoint("one", on_gpus("a", 60), on_gpus("b", 40))
+    site.converge(bundle(first, endpoint("two", on_gpus("c", 100))))
+    return site
+
+
+def fail(site: Site, entity: EntityAddress, *, gone: bool = True) -> None:
+    """All that is left of the entity is an instance that failed, as after an apply that stops the old one
+    first; nothing is routed to it."""
+    address = address_of(site, entity)
+    record = site.state.endpoints[entity.endpoint]
+    targets = tuple(replace(t, instances=()) if t.entity == entity.entity else t for t in record.targets)
+    endpoints = {**site.state.endpoints, record.name: replace(record, targets=targets)}
+    instances = dict(site.state.instances)
+    instances[address] = replace(instances[address], phase=Phase.FAILED)
+    assert isinstance(site.store, MemoryStore)
+    site.store.state = replace(site.state, endpoints=endpoints, instances=instances)
+    if gone:
+        site.world.vanish(address)
+
+
+@pytest.mark.parametrize("other", [B, C])
+def test_what_cannot_be_placed_keeps_no_other_waiting(other: EntityAddress) -> None:
+    site = on_gpus_of_their_own()
+    fail(site, other)
+    routes = site.state.endpoints[other.endpoint].targets
+    placement = site.state.instances[address_of(site, A)].placement
+    site.world.crash(address_of(site, A))
+    taken = tuple(
+        replace(gpu, holders=() if gpu.id in placement.gpus else ("a stranger",))
+        for gpu in site.surroundings.hosts["process", "h1"].gpus
+    )
+    site.surroundings = surroundings(Host("h1", taken))
+    plan = repair(site, A)
+    assert launches(plan) == {A}
+    assert {entity_of(node) for node in plan.nodes if entity_of(node) is not None} == {A}
+    assert carry_out(site, plan).complete
+    assert site.state.instances[address_of(site, other)].phase is Phase.FAILED
+    if other.endpoint == A.endpoint:
+        assert site.state.endpoints["one"].targets[1:] == routes[1:]
+    else:
+        assert site.state.endpoints[other.endpoint].targets == routes
+
+
+def test_what_waits_for_a_load_keeps_what_is_recorded_of_it() -> None:
+    entity = on_gpus("a", 100, fraction=0.5)
+    site = Site(surroundings=surroundings(host("h1", 1)))
+    site.converge(bundle(endpoint("one", entity), endpoint("two", replace(entity, name="b"))))
+    one, two = EntityAddress("one", "a"), EntityAddress("two", "b")
+    fail(site, two)
+    site.world.crash(address_of(site, one))
+    whole = repair(site, one, two)
+    assert launches(whole) == {one, two}
+    first = up_to_launch(whole)
+    assert launches(first) == {one}
+    assert not any(entity_of(node) == two for node in first.nodes)
+    assert carry_out(site, first).complete
+    assert [e.name for found in recorded(site.state) for e in found.endpoints if e.entities] == ["one", "two"]
+
+
+def test_the_last_on_record_goes_after_the_launch() -> None:
+    site = on_gpus_of_their_own()
+    fail(site, C)
+    last = address_of(site, C)
+    plan = up_to_launch(repair(site, C))
+    (stop,) = (node for node in plan.nodes if node.id == f"stop:{last}")
+    assert stop.needs == (f"launch:{replace(last, replica=1)}",)
+    assert carry_out(site, plan).complete
+
+
+def test_the_last_on_record_is_not_given_up_for_its_gpu() -> None:
+    site = on_gpus_of_their_own()
+    fail(site, C, gone=False)
+    with pytest.raises(Refused, match="the last that is recorded of two/c"):
+        repair(site, C)

@@ -20,10 +20,10 @@ from servestate.planner.address import InstanceAddress
 from servestate.planner.launch import LaunchSpec
 from servestate.providers import census
 from servestate.providers.census import Tree
+from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.ports import Ports
 from servestate.providers.process import ProcessProvider
 from servestate.providers.protocol import Failed, Launched, Marks, Readiness, Ready
-from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.secrets import EnvSecrets
 
 T = TypeVar("T")

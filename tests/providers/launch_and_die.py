@@ -15,10 +15,10 @@ from pathlib import Path
 from servestate.planner.address import InstanceAddress
 from servestate.planner.launch import LaunchSpec
 from servestate.providers import rundir, spawn
+from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.ports import Ports
 from servestate.providers.process import ProcessProvider
 from servestate.providers.protocol import Marks
-from servestate.providers.engine_keys import EngineKeys
 from servestate.providers.secrets import EnvSecrets
 
 PLACES = {

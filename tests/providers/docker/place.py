@@ -44,6 +44,12 @@ class DockerSite:
         keys = EngineKeys(self.folder / "engine.key", EnvSecrets(self.secrets))
         return DockerProvider(given, self.folder, keys)
 
+    def recalling(self, spec: LaunchSpec) -> DockerProvider:
+        """The provider of another command, which finds this spec in the state."""
+        made = self.provider()
+        made.consult(lambda: {ADDRESS: spec})
+        return made
+
     def marks(self, address: InstanceAddress = ADDRESS, placement: Placement | None = None) -> Marks:
         where = placement or Placement()
         return Marks(self.lineage, address, generation=7, op=uuid.uuid4().hex, placement=where)

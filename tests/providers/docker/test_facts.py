@@ -115,10 +115,10 @@ def test_one_that_was_never_started_says_so():
     found = read(inspected(Status="created", StartedAt=facts.NEVER))
     assert found.handle == "gpu-1/c5ff/created"
     assert found.unstarted
-    assert found.observation("docker").why == "it was created but never started"
+    assert found.why((), 0).text == "it was created but never started"
     failed = read(inspected(Status="created", StartedAt=facts.NEVER, Error="no such device"))
     assert not failed.unstarted
-    assert failed.observation("docker").why == "it was created but never started: no such device"
+    assert failed.why((), 0).text == "it was created but never started: no such device"
 
 
 def test_the_end_is_told_with_its_cause_and_the_log():

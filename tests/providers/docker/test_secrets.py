@@ -87,6 +87,70 @@ def test_a_secret_that_an_engine_prints_is_masked(place, tiny, settle):
     asyncio.run(go())
 
 
+TELLS = ("sh", "-c", "echo key=$API_KEY; exit 3")
+NEEDS = {"API_KEY": "{{secrets/a/key}}"}
+
+
+async def ended(place, settle, spec):
+    """The handle of a container that has told its secret and ended, launched by another command."""
+    provider = place.provider()
+    launched = await provider.launch(spec, place.marks())
+    assert isinstance(await settle(provider, launched.handle, spec), Failed)
+    return launched.handle
+
+
+def test_another_command_masks_what_is_recorded(place, tiny, settle):
+    """Every line of a secret that has several, too."""
+    place.secrets = {"SERVESTATE_SECRET_A__KEY": "canary-7f3a\ncanary-9c1d"}
+    spec = place.spec(tiny, "sh", "-c", 'echo "key=$API_KEY"; exit 3', env=NEEDS)
+
+    async def go():
+        handle = await ended(place, settle, spec)
+        (one,) = await place.recalling(spec).observe(place.lineage)
+        assert one.why.splitlines() == ["exit code 3", "| key=***", "| ***"]
+        assert await place.recalling(spec).logs(handle, 5) == "key=***\n***"
+
+    asyncio.run(go())
+
+
+def test_a_log_whose_secrets_are_not_known_here_is_not_shown(place, tiny, settle):
+    """Not of a recorded one whose secret is gone, and not of one that no record covers."""
+    place.secrets = {"SERVESTATE_SECRET_A__KEY": "canary-7f3a"}
+    spec = place.spec(tiny, *TELLS, env=NEEDS)
+
+    async def go():
+        handle = await ended(place, settle, spec)
+        (stray,) = await place.provider().observe(place.lineage)
+        place.secrets = {}
+        recorded = place.recalling(spec)
+        (one,) = await recorded.observe(place.lineage)
+        probed = await place.provider().probe(handle, spec)
+        said = "its log is not shown: secret {{secrets/a/key}} is not set here, so it cannot be masked"
+        assert one.why == f"exit code 3\n{said}"
+        assert probed == Failed("SS506", f"exit code 3\n{said}")
+        assert await recorded.logs(handle, 5) == said
+        assert stray.why.startswith("exit code 3\nits log is not shown: no record")
+
+    asyncio.run(go())
+
+
+def test_a_key_that_an_engine_prints_is_masked(place, tiny, settle, monkeypatch):
+    """By a command that has not launched it, although the key is in no spec."""
+
+    def container(self, spec, base_dir, key_file):
+        return ContainerCommand(("sh", "-c", f"cat {key_file}; exit 3"), spec.container.port)
+
+    monkeypatch.setattr(llamacpp.LlamaCppEngine, "container", container)
+    spec = replace(place.spec(tiny), engine="llamacpp")
+
+    async def go():
+        handle = await ended(place, settle, spec)
+        assert await place.recalling(spec).logs(handle, 5) == "***"
+
+    asyncio.run(go())
+    assert len(place.only().logs().strip()) == 64
+
+
 def test_a_missing_secret_is_said_before_anything_is_made(place, tiny):
     with pytest.raises(PermanentError, match="SS501"):
         asyncio.run(place.provider().launch(place.spec(tiny, env=ENV), place.marks()))
