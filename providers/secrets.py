@@ -7,10 +7,18 @@ A reference is `{{secrets/SCOPE/KEY}}`. The `env` backend reads it from the envi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn, Protocol, runtime_checkable
 
+from servestate.planner.address import InstanceAddress
+from servestate.planner.launch import Spec
 from servestate.providers.protocol import PermanentError
+
+Recorded = Callable[[], Mapping[InstanceAddress, Spec]]
+"""The specs of all instances that are recorded at the time of the call. Raises TransientError."""
+
+_SHORTEST_LINE = 4
+"""Characters of a line that is hidden by itself: a shorter one is part of much that is no secret."""
 
 _REFERENCE = re.compile(r"\{\{\s*secrets/(?P<scope>[^/{}\s]+)/(?P<key>[^/{}\s]+)\s*\}\}")
 
@@ -44,6 +52,14 @@ class Secrets(Protocol):
 
     def get(self, scope: str, key: str) -> Secret:
         """The value. Raises PermanentError SS501 naming the reference and how to provide it."""
+
+
+@runtime_checkable
+class Redactor(Protocol):
+    """What a provider also does that shows what engines wrote: learn which secrets may be in it."""
+
+    def consult(self, recorded: Recorded) -> None:
+        """Ask this from now on for the spec of what another command launched."""
 
 
 class EnvSecrets:
@@ -92,8 +108,11 @@ class Mask:
         self._values: set[str] = set()
 
     def add(self, values: Iterable[str]) -> None:
-        """Hide these from now on."""
-        self._values.update(values)
+        """Hide these from now on, and every line of those that have several: logs come line by line."""
+        for value in values:
+            lines = (line.strip() for line in value.splitlines())
+            parts = (line for line in lines if len(line) >= _SHORTEST_LINE)
+            self._values.update(part for part in (value, value.strip(), *parts) if part)
 
     def hide(self, text: str) -> str:
         """`text` without any of the values; the longest first, as one may contain another."""

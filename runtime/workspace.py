@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from servestate.planner.address import InstanceAddress
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.launch import Spec
 from servestate.planner.spec.site import DockerProvider, Site
 from servestate.planner.state import State
 from servestate.providers import identity
 from servestate.providers.engine_keys import EngineKeys
-from servestate.providers.protocol import Provider
-from servestate.providers.secrets import EnvSecrets, Secrets
-from servestate.runtime.store.protocol import Owner, StateStore
+from servestate.providers.protocol import Provider, TransientError
+from servestate.providers.secrets import EnvSecrets, Redactor, Secrets
+from servestate.runtime.store.protocol import Owner, StateStore, StoreError
 from servestate.runtime.store.sqlite import SqliteStore
 
 _SQLITE = "sqlite:///"
@@ -66,7 +68,19 @@ class Workspace:
         used = {i.spec.provider for i in state.instances.values()}
         used |= {kind.provider for kind in site.workload_types.values()}
         docker = site.providers.docker or (DockerProvider() if "docker" in used else None)
-        return build(self.folder / "run", self.root, self.secrets, site.providers.process, docker)
+        made = build(self.folder / "run", self.root, self.secrets, site.providers.process, docker)
+        for provider in made.values():
+            if isinstance(provider, Redactor):
+                provider.consult(self._recorded)
+        return made
+
+    def _recorded(self) -> dict[InstanceAddress, Spec]:
+        """The specs of all instances in the state as it is now: providers of the controller outlive many."""
+        try:
+            state = self.store.read()
+        except StoreError as error:
+            raise TransientError(str(error)) from error
+        return {address: one.spec for address, one in state.instances.items()} if state else {}
 
 
 SUPPORTED_PROVIDERS = frozenset({"process", "docker"})

@@ -57,9 +57,8 @@ class Found:
         """Created, and neither started nor given up: its launch may still be going on."""
         return self.state == CREATED and not self.error
 
-    def observation(self, provider: str, log: Sequence[str] = ()) -> Observation:
-        """What `observe` reports of it; `log` are its last lines, told where it has ended."""
-        why = "" if self.alive else self.why(log, len(log)).text
+    def observation(self, provider: str, why: str = "") -> Observation:
+        """What `observe` reports of it; `why` says how it ended."""
         place = Placement(self.host, self.worn.marks.placement.gpus, self.worn.marks.placement.fraction)
         address = self.worn.marks.address
         return Observation(address, provider, self.handle, self.url, self.status, why, self.fields, place)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from servestate.planner.surroundings import Host, ImageFacts
 from servestate.providers import cause, health, phases
 from servestate.providers.docker import create, entry, gpus, images, launching
 from servestate.providers.docker.daemon import Daemon
+from servestate.providers.docker.discretion import Discretion
 from servestate.providers.docker.facts import Found, parse_handle
 from servestate.providers.docker.launching import Order
 from servestate.providers.docker.watch import Watch
@@ -35,7 +36,7 @@ from servestate.providers.protocol import (
     Starting,
     TransientError,
 )
-from servestate.providers.secrets import Mask, Secrets, fill, references
+from servestate.providers.secrets import Recorded, Secrets, fill, references
 
 LOG_LINES_IN_FAILURE = 20
 LOG_LINES_SEARCHED = 400
@@ -57,7 +58,7 @@ class DockerProvider:
         self._daemons = {name: Daemon(name, host, self._base_dir) for name, host in settings.by_name.items()}
         self._cache = settings.cache
         self._secrets = secrets
-        self._mask = Mask()
+        self._discretion = Discretion(secrets)
         self._watch = Watch()
         self._launches: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -69,10 +70,18 @@ class DockerProvider:
         return [observation for look in looks for observation in look]
 
     async def _observe(self, daemon: Daemon, lineage: str) -> list[Observation]:
-        found = await daemon.of_lineage(lineage)
-        logs = [await self._ended_log(daemon, one, LOG_LINES_IN_OBSERVATION) for one in found]
-        seen = [one.observation(self.name, log) for one, log in zip(found, logs, strict=True)]
-        return [replace(one, why=self._mask.hide(one.why)) for one in seen]
+        return [await self._observation(daemon, one) for one in await daemon.of_lineage(lineage)]
+
+    async def _observation(self, daemon: Daemon, found: Found) -> Observation:
+        if found.alive:
+            return found.observation(self.name)
+        log = await daemon.api.logs(found.id, LOG_LINES_IN_OBSERVATION) if found.started else ()
+        why = self._discretion.why(found, log, LOG_LINES_IN_OBSERVATION)
+        return found.observation(self.name, why.text)
+
+    def consult(self, recorded: Recorded) -> None:
+        """See `Redactor.consult`."""
+        self._discretion.consult(recorded)
 
     async def launch(self, spec: Spec, marks: Marks) -> Launched:
         """See `Provider.launch`. Launches of one address wait for each other; those of other commands are
@@ -80,6 +89,7 @@ class DockerProvider:
         if not isinstance(spec, LaunchSpec) or spec.container is None:
             raise PermanentError("SS503", "provider docker cannot start an entity without a container")
         daemon = self._daemon(marks.placement.host)
+        self._discretion.learn(marks.address, spec)
         order = self._order(spec, spec.container, marks)
         async with self._launches[f"{marks.lineage} {marks.address}"]:
             found = await launching.launch(daemon, order)
@@ -112,13 +122,11 @@ class DockerProvider:
         return Order(marks, replace(container, mounts=mounts), command, env, handover, self._cache)
 
     def _handover(self, spec: LaunchSpec, marks: Marks) -> entry.Handover:
-        """What is secret of this launch, remembered to be masked in all we say."""
-        self._remember(spec)
+        """What is secret of this launch. Raises PermanentError SS501."""
         files: list[tuple[str, str]] = []
         env: list[tuple[str, str]] = []
         if reference := key_reference(marks.address, spec):
             key = fill(reference, self._secrets).reveal()
-            self._mask.add([key])
             files.append((KEY_FILE, engine_for(spec.engine).key_text(key)))
         for name, value in spec.env:
             if references(value):
@@ -127,21 +135,17 @@ class DockerProvider:
                 into.append((called, fill(value, self._secrets).reveal()))
         return entry.Handover(tuple(files), tuple(env))
 
-    def _remember(self, spec: LaunchSpec) -> None:
-        """Mask the values of the secrets in the spec's environment. Raises PermanentError SS501."""
-        for _, value in spec.env:
-            self._mask.add(self._secrets.get(*one).reveal() for one in references(value))
-
     async def probe(self, handle: str, spec: Spec) -> Readiness:
         """See `Provider.probe`. Docker itself holds the published port for as long as the container runs, so
         that it is the same one after the answer proves who answered."""
         if not isinstance(spec, LaunchSpec):
             return Failed("SS503", f"provider docker did not start this {spec.kind} entity")
-        self._remember_secrets(spec)
         if (where := self._parsed(handle)) is None:
             return Failed(cause.ENDED, "it is no container")
         daemon, container, started = where
         found = await daemon.look(container)
+        if found is not None:
+            self._discretion.learn(found.worn.marks.address, spec)
         if found is None or found.started != started or not found.alive:
             return await self._failure(daemon, found, started)
         if found.status is LiveStatus.PAUSED:
@@ -169,15 +173,18 @@ class DockerProvider:
             return Failed(cause.ENDED, "its container is gone")
         log = await daemon.api.logs(found.id, LOG_LINES_SEARCHED)
         if found.started != started:
-            what = "its container was started again by somebody else"
-            return Failed(cause.ENDED, self._mask.hide(cause.with_log(what, log, LOG_LINES_IN_FAILURE)))
-        why = found.why(log, LOG_LINES_IN_FAILURE)
-        return Failed(why.code, self._mask.hide(why.text))
+            shown = self._discretion.show(found.worn.marks.address, log)
+            what = "\n".join(
+                filter(None, ("its container was started again by somebody else", shown.withheld))
+            )
+            return Failed(cause.ENDED, cause.with_log(what, shown.lines, LOG_LINES_IN_FAILURE))
+        why = self._discretion.why(found, log, LOG_LINES_IN_FAILURE)
+        return Failed(why.code, why.text)
 
     async def _progress(self, daemon: Daemon, found: Found, spec: LaunchSpec) -> str:
-        log = [line.strip() for line in await daemon.api.logs(found.id, LOG_LINES_IN_FAILURE)]
-        newest = phases.newest(engine_for(spec.engine), log)
-        return self._mask.hide(newest)[:PROGRESS_WIDTH]  # in this order: a secret cut short is not found
+        log = await daemon.api.logs(found.id, LOG_LINES_IN_FAILURE)
+        shown = [line.strip() for line in self._discretion.show(found.worn.marks.address, log).lines]
+        return phases.newest(engine_for(spec.engine), shown)[:PROGRESS_WIDTH]
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """See `Provider.stop`. A container that was started again since has another identity."""
@@ -195,11 +202,15 @@ class DockerProvider:
         await _gone(daemon, container)
 
     async def logs(self, handle: str, tail: int) -> str:
-        """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
+        """See `Provider.logs`. Where its secrets cannot be masked, it says so instead."""
         if tail <= 0 or (where := self._parsed(handle)) is None:
             return ""
         daemon, container, _ = where
-        return self._mask.hide("\n".join(await daemon.api.logs(container, tail)))
+        found = await daemon.look(container)
+        if found is None:
+            return ""
+        shown = self._discretion.show(found.worn.marks.address, await daemon.api.logs(container, tail))
+        return shown.withheld or "\n".join(shown.lines)
 
     async def hosts(self, lineage: str) -> list[Host]:
         """See `Surveyor.hosts`."""
@@ -225,17 +236,6 @@ class DockerProvider:
             return None
         host, container, started = parsed
         return self._daemon(host), container, started
-
-    async def _ended_log(self, daemon: Daemon, found: Found, lines: int) -> Sequence[str]:
-        ended = not found.alive and found.started
-        return await daemon.api.logs(found.id, lines) if ended else ()
-
-    def _remember_secrets(self, spec: LaunchSpec) -> None:
-        # A secret may have been removed since the launch; then its old value is not known here.
-        try:
-            self._remember(spec)
-        except PermanentError:
-            return
 
 
 async def _gone(daemon: Daemon, container: str) -> None:
