@@ -23,13 +23,13 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from servestate.planner.address import EntityAddress
+from servestate.planner.address import EntityAddress, parse_address
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan, settled_state
@@ -46,9 +46,10 @@ from servestate.planner.repair import (
     until_ready,
     up_to_launch,
 )
-from servestate.planner.spec.site import Site
+from servestate.planner.spec.site import DockerProvider, Site
 from servestate.planner.state import Instance, State
 from servestate.planner.steps import Node
+from servestate.planner.surroundings import Surroundings
 from servestate.providers import identity
 from servestate.providers.protocol import Failed, PermanentError, Provider, TransientError
 from servestate.providers.readiness import await_ready
@@ -72,6 +73,13 @@ from servestate.runtime.workspace import Workspace, open_workspace, owner_of_thi
 
 HEARTBEAT_S = 10.0
 """How often the status file is written at least: the sign of life that the guard looks for."""
+
+REASON_S = 5.0
+"""How long the provider of something dead may take to say why it died."""
+
+SURVEY_S = 20.0
+"""How long hosts and registries may take to answer before a repair is planned; others are not looked after
+for so long."""
 
 FINISH_S = 30.0
 """How long a replacement that has just proved ready may take to prove it once more, under the lock."""
@@ -178,11 +186,9 @@ class Controller:
         self._tell = tell
         self._clock = clock
         self._random = random
-        self._sight = Sight(tell, monotonic)
+        self._sight = Sight(_hosts(workspace.site), tell, monotonic)
         self._path = supervision_path(workspace)
-        before = read_supervision(self._path)
-        self._entities: dict[EntityAddress, Supervised] = {}
-        self._remembered = dict(before.entities) if before is not None else {}
+        self._entities = _remembered(read_supervision(self._path))
         self._me = str(identity.identify(os.getpid()))
         self._loading: dict[EntityAddress, tuple[str, asyncio.Task[str]]] = {}
         self._written: tuple[Supervision | None, float] = (None, 0.0)
@@ -203,7 +209,7 @@ class Controller:
             due = await self.look()
             self._write()
             if due is not None and (repair := await self.choose(due)) is not None:
-                return repair
+                return None if self.stopping else repair
             await self._wait(due)
         return None
 
@@ -226,14 +232,19 @@ class Controller:
             self._sight.add(self._workspace.providers(state))
         live = await self._sight.look(state, read_version(self._workspace.table_path, state.lineage))
         due = _Due(state, live)
-        unsure = self._sight.unsure(state)
-        settled = settled_state(state, live)
-        served = find_served(settled, live, unsure)
+        unseen = self._sight.unseen(state)
+        self._tell_elsewhere(self._sight.elsewhere(state))
+        served = find_served(settled_state(state, live), live, unseen)
         self._forget_others({one.address for one in served})
         for one in served:
-            if not {i.spec.provider for i in (*one.routed, *_some(one.starting))} & unsure:
+            if not {i.address for i in (*one.routed, *_some(one.starting))} & unseen:
                 await self._judge(one, due)
         return due
+
+    def _tell_elsewhere(self, places: Sequence[str]) -> None:
+        """Say once that the site which this process was started with is not the one that was applied."""
+        where = f"nothing is looked after on {', '.join(places)}: not in the site that serve has read"
+        self._complain("site", where if places else "")
 
     def _forget_others(self, served: set[EntityAddress]) -> None:
         for address in [a for a in self._entities if a not in served]:
@@ -244,7 +255,7 @@ class Controller:
     async def _judge(self, one: Served, due: _Due) -> None:
         """Book what one entity does, and put it among what is due."""
         now = self._clock()
-        entry = self._entities.get(one.address) or self._remembered.pop(str(one.address), None)
+        entry = self._entities.get(one.address)
         if one.dead or (entry is not None and not one.routed and entry.backoff.healthy_since is None):
             await self._judge_down(one, entry, due, now)
         elif one.routed:
@@ -270,9 +281,9 @@ class Controller:
             reason = await self._reason(one, due.live)
             self._fail(one.address, entry or Supervised(Backoff(), now), reason, now)
             return
-        self._entities[one.address] = entry
         if one.starting is not None:
-            if (why := self._fate(one, one.starting, due.state)) is not None:
+            why = self._fate(one, one.starting, due.state)
+            if why is not None and (entry.backoff.next_try is None or entry.backoff.due(now)):
                 due.finish.append((one, why))
         elif entry.backoff.due(now):
             due.start.append(one)
@@ -296,9 +307,11 @@ class Controller:
         dead = one.dead[0]
         seen = live.instances.get(dead.address)
         told = seen.why if seen is not None and seen.why else "it is gone"
+        self._beat()
         try:
-            found = await self._sight.providers[dead.spec.provider].probe(dead.handle, dead.spec)
-        except (TransientError, PermanentError):
+            async with asyncio.timeout(REASON_S):
+                found = await self._sight.providers[dead.spec.provider].probe(dead.handle, dead.spec)
+        except (TransientError, PermanentError, TimeoutError):
             return told
         return found.why if isinstance(found, Failed) else told
 
@@ -316,47 +329,72 @@ class Controller:
         return task.result() if task.done() else None
 
     async def choose(self, due: _Due) -> _Repair | None:
-        """The one repair to do next: a replacement to take in, else what is to be started, all at once where
-        there is a plan for all."""
-        if due.finish:
-            one, why = due.finish[0]
-            plan = await self._plan(due, [one])
-            timeout_s = LAST_LOOK_S if why else FINISH_S
-            return (
-                None if plan is None else _Repair(until_ready(plan, timeout_s), due.state, one.address, why)
-            )
-        for group in by_owner(due.start).values():
-            plan = await self._plan(due, group) or await self._plan(due, group[:1])
-            if plan is not None and launches(
-                plan := up_to_launch(plan)
-            ):  # else each waits for one that loads
-                return _Repair(plan, due.state)
+        """The one repair to do next. What waits for a slow provider comes after what does not."""
+        used = {
+            one.address: _used(due.state, one.address)
+            for one in (*(one for one, _ in due.finish), *due.start)
+        }
+        at_once = {a for a, names in used.items() if names.isdisjoint(self._sight.unreachable)}
+        repair = await self._choose(due, at_once)
+        if repair is not None or at_once == used.keys():
+            return repair
+        self._beat()
+        await self._sight.settle(set().union(*used.values()))
+        # A provider that a repair uses is never stood in for: it would have failed for nothing.
+        late = {a for a, names in used.items() if names.isdisjoint(self._sight.unreachable)}
+        return await self._choose(due, late - at_once)
+
+    async def _choose(self, due: _Due, among: Collection[EntityAddress]) -> _Repair | None:
+        """A replacement to take in, else what is to be started, all at once where there is a plan for all.
+        What has no plan keeps nothing else waiting."""
+        for one, why in due.finish:
+            if one.address in among and (plan := await self._plan(due, [one])) is not None:
+                timeout_s = LAST_LOOK_S if why else FINISH_S
+                return _Repair(until_ready(plan, timeout_s), due.state, one.address, why)
+        for group in by_owner([one for one in due.start if one.address in among]).values():
+            for some in [group, *([one] for one in group if len(group) > 1)]:
+                plan = await self._plan(due, some)
+                # Without a launch, each waits for one that loads.
+                if plan is not None and launches(plan := up_to_launch(plan)):
+                    return _Repair(plan, due.state)
         return None
 
     async def _plan(self, due: _Due, group: Sequence[Served]) -> Plan | None:
         """The plan that repairs these, None where there is none. What alone has none has failed once more."""
-        site, providers = self._workspace.site, self._sight.providers
-        pull = (
-            "never"
-            if site.providers.docker is not None and site.providers.docker.pull == "never"
-            else "missing"
-        )
         try:
-            desired = to_survey(due.state, group)
-            around = await survey(
-                desired,
-                due.state.lineage,
-                providers,
-                self._workspace.secrets,
-                self._workspace.root,
-                pull,
-            )
-            return plan_repair(due.state, due.live, group, around)
+            return plan_repair(due.state, due.live, group, await self._survey(due.state, group))
         except (Refused, InvalidInput, TransientError, PermanentError) as error:
             if len(group) == 1:
-                entry = self._entities[group[0].address]
-                self._fail(group[0].address, entry, str(error), self._clock())
+                self._refused(group[0].address, str(error))
             return None
+
+    async def _survey(self, state: State, group: Sequence[Served]) -> Surroundings:
+        """What a repair of the group has to know of the world. Raises TransientError where that takes too
+        long."""
+        workspace = self._workspace
+        docker = workspace.site.providers.docker
+        pull = "never" if docker is not None and docker.pull == "never" else "missing"
+        self._beat()
+        try:
+            async with asyncio.timeout(SURVEY_S):
+                return await survey(
+                    to_survey(state, group),
+                    state.lineage,
+                    self._sight.providers,
+                    workspace.secrets,
+                    workspace.root,
+                    pull,
+                    estimates=False,
+                )
+        except TimeoutError:
+            raise TransientError(
+                f"its hosts or the registry have not said within {SURVEY_S:.0f} s what is there"
+            ) from None
+
+    def _refused(self, address: EntityAddress, why: str) -> None:
+        """Book a restart for which there is no plan; it counts as one, so that the next is tried later."""
+        entry = self._entities[address]
+        self._fail(address, replace(entry, backoff=entry.backoff.restarted()), why, self._clock())
 
     def carry_out(self, repair: _Repair) -> bool:
         """Do a repair; whether it was begun, and the world may be another now."""
@@ -403,7 +441,8 @@ class Controller:
             return None
         finally:
             self.hear_signals()
-        self._complaints.clear()
+        for about in ("lock", "repair"):
+            self._complaints.pop(about, None)
         if isinstance(result, Stale):
             return None
         self.stopping = self.stopping or bool(result.signal)
@@ -453,6 +492,27 @@ class Controller:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
+
+
+def _hosts(site: Site) -> Mapping[str, Collection[str]]:
+    """The hosts that providers look at, of those that have hosts of their own."""
+    return {"docker": (site.providers.docker or DockerProvider()).by_name.keys()}
+
+
+def _remembered(before: Supervision | None) -> dict[EntityAddress, Supervised]:
+    """What the controller before this one knew, so that counting goes on."""
+    found: dict[EntityAddress, Supervised] = {}
+    for text, one in before.entities.items() if before is not None else ():
+        with suppress(ValueError):  # damaged, and no worse than a file that is not there
+            address = parse_address(text)
+            if isinstance(address, EntityAddress):
+                found[address] = one
+    return found
+
+
+def _used(state: State, address: EntityAddress) -> set[str]:
+    """The providers that a repair of that entity calls."""
+    return {i.spec.provider for i in state.instances.values() if i.address.of == address}
 
 
 def _some(instance: Instance | None) -> tuple[Instance, ...]:

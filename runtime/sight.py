@@ -9,13 +9,14 @@ launched since.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from servestate.planner.address import InstanceAddress
 from servestate.planner.launch import Spec
 from servestate.planner.live import Live, Observation
 from servestate.planner.repair import known
-from servestate.planner.state import State
+from servestate.planner.state import Instance, State
 from servestate.providers.protocol import (
     Launched,
     Marks,
@@ -37,25 +38,36 @@ ANYWAY_S = 30.0
 PATIENCE_S = 0.5
 """How long the others wait for one that is slow."""
 
+ANSWER_S = 5.0
+"""How long a repair waits for a look by the provider that it needs, from when that was asked."""
+
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 30.0
 
 
 @dataclass(slots=True)
 class _Eye:
-    """One provider: what it said last, at which serial of the state it was asked, and what is under way.
-    Until `deaf_until` it is looked at as one that hears of nothing."""
+    """One provider: what it said last, at which serial of the state and when it was asked, and what is under
+    way. Until `deaf_until` it is looked at as one that hears of nothing."""
 
     provider: Provider
     seen: list[Observation] | None = None
     serial: int = -1
     asked_serial: int = -1
+    asked_at: float = 0.0
     next_look: float = 0.0
     retry_s: float = _FIRST_RETRY_S
     trouble: str = ""
     deaf_until: float = 0.0
     asking: asyncio.Task[list[Observation]] | None = None
     hearing: asyncio.Task[None] | None = None
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether its last look has failed or goes on."""
+        if self.trouble or self.asking is None:
+            return bool(self.trouble)
+        return not self.asking.done() or self.asking.exception() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +102,17 @@ class Silent:
 
 
 class Sight:
-    """All providers of a site. `tell` hears, once each, when one falls silent and when it answers again."""
+    """All providers of a site. `hosts` are those that a provider looks at, of each that has any by name.
+    `tell` hears, once each, when one falls silent and when it answers again."""
 
-    def __init__(self, tell: Callable[[str, str], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, Collection[str]],
+        tell: Callable[[str, str], None],
+        clock: Callable[[], float],
+    ) -> None:
         self._eyes: dict[str, _Eye] = {}
+        self._hosts = hosts
         self._tell = tell
         self._clock = clock
 
@@ -112,24 +131,51 @@ class Sight:
         """The providers that cannot be asked now, and why."""
         return {name: eye.trouble for name, eye in self._eyes.items() if eye.trouble}
 
+    @property
+    def unreachable(self) -> set[str]:
+        """The providers that a repair cannot use now: they do not answer, or have not answered yet."""
+        return {name for name, eye in self._eyes.items() if eye.is_unreachable}
+
+    async def settle(self, names: Collection[str]) -> None:
+        """Return once these providers have answered what they are asked, or have been asked for too long."""
+        now = self._clock()
+        eyes = (eye for name, eye in self._eyes.items() if name in names)
+        waits = {eye.asking: eye.asked_at + ANSWER_S - now for eye in eyes if eye.asking is not None}
+        if waits and (timeout := max(waits.values())) > 0:
+            await asyncio.wait(waits, timeout=timeout)
+
     def stand_ins(self, state: State) -> dict[str, Provider]:
-        """What takes the place of those that would keep a repair of others waiting."""
+        """What takes the place of those that are unreachable, for a repair that uses none of them."""
         return {
-            name: Silent(name, tuple(_remembered(eye, name, state)))
-            for name, eye in self._eyes.items()
-            if eye.trouble or eye.asking is not None
+            name: Silent(name, tuple(_remembered(self._eyes[name], name, state)))
+            for name in sorted(self.unreachable)
         }
 
-    def unsure(self, state: State) -> set[str]:
-        """The providers of which nothing is known that is as new as the state."""
-        return {n for n, eye in self._eyes.items() if eye.trouble or eye.serial != state.serial}
+    def unseen(self, state: State) -> set[InstanceAddress]:
+        """The instances of which nothing is known that is as new as the state: their provider has not
+        answered since, or they are where it does not look."""
+        unsure = {n for n, eye in self._eyes.items() if eye.trouble or eye.serial != state.serial}
+        return {
+            address
+            for address, one in state.instances.items()
+            if one.spec.provider in unsure or self._is_elsewhere(one)
+        }
+
+    def elsewhere(self, state: State) -> list[str]:
+        """Where instances are that no provider looks at, as `PROVIDER host NAME`: the site was another one
+        when they were launched."""
+        found = (one for one in state.instances.values() if self._is_elsewhere(one))
+        return sorted({f"{one.spec.provider} host {one.placement.host}" for one in found})
+
+    def _is_elsewhere(self, one: Instance) -> bool:
+        return one.placement.host not in self._hosts.get(one.spec.provider, (one.placement.host,))
 
     async def look(self, state: State, table_version: int | None) -> Live:
         """What is live, as far as it can be told without waiting for those that are slow."""
         now = self._clock()
         for eye in self._eyes.values():
             if eye.asking is None and (now >= eye.next_look or self._has_moved(eye, state)):
-                eye.asked_serial = state.serial
+                eye.asked_serial, eye.asked_at = state.serial, now
                 eye.asking = asyncio.create_task(eye.provider.observe(state.lineage))
         asked = [eye.asking for eye in self._eyes.values() if eye.asking is not None]
         if asked:

@@ -29,8 +29,11 @@ async def survey(
     secrets: Secrets,
     base_dir: Path,
     pull: str,
+    *,
+    estimates: bool = True,
 ) -> Surroundings:
-    """The surroundings of a plan for `desired` in the state of `lineage`; `pull` is the policy for images."""
+    """The surroundings of a plan for `desired` in the state of `lineage`; `pull` is the policy for images.
+    Without `estimates` no model is read, which may be far away: what ran before fits."""
     wanted = [(entity.spec, entity.hosts) for endpoint in desired.endpoints for entity in endpoint.entities]
     placed = [(s, h) for s, h in wanted if isinstance(s, LaunchSpec) and (s.gpus or s.container is not None)]
     if not placed:
@@ -39,7 +42,7 @@ async def survey(
     hosts, images, (models, troubles) = await asyncio.gather(
         survey_hosts(providers, {spec.provider for spec in specs}, lineage),
         _images(placed, providers, pull),
-        _models([spec for spec in specs if spec.gpus], secrets, base_dir),
+        _models([spec for spec in specs if spec.gpus and estimates], secrets, base_dir),
     )
     return Surroundings(hosts, images, models, troubles)
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from servestate.planner.address import EntityAddress, InstanceAddress
-from servestate.planner.live import Live
-from servestate.planner.plan import make_plan
-from servestate.planner.resolve import Resolved
+from servestate.planner.launch import Container, LaunchSpec, Spec
+from servestate.planner.live import Live, Observation
+from servestate.planner.plan import Plan, make_plan
+from servestate.planner.repair import Refused, Served
+from servestate.planner.resolve import Resolved, ResolvedEntity
+from servestate.planner.revision import revision
 from servestate.planner.spec.site import Site
 from servestate.planner.state import State
+from servestate.planner.surroundings import ALONE, Gpu, Host, ImageFacts, Surroundings
+from servestate.planner.timings import Timings
 from servestate.providers.fake import Behaviour, FakeProvider, FakeWorld, Fault
-from servestate.providers.protocol import Provider, TransientError
+from servestate.providers.protocol import Provider, Readiness, TransientError
+from servestate.runtime import controller
 from servestate.runtime.apply import Finished, carry_out
 from servestate.runtime.backoff import nominal_delay_s
 from servestate.runtime.controller import Controller, Order, decode_order
@@ -49,9 +55,10 @@ class Rig:
     world: FakeWorld = field(default_factory=FakeWorld)
     now: float = 1_000_000.0
     said: list[str] = field(default_factory=list)
+    fakes: dict[str, Provider] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        fakes = {"process": FakeProvider(self.world, "process")}
+        fakes = {"process": FakeProvider(self.world, "process"), **self.fakes}
         store = SqliteStore(self.folder / "state.db", is_gone)
         self.workspace = _Workspace(self.folder, self.folder, Site(), store, fakes=fakes)
         self.controller = self.new_controller()
@@ -68,8 +75,8 @@ class Rig:
     def state(self) -> State:
         return self.workspace.store.read() or State(LINEAGE)
 
-    def apply(self, desired: Resolved) -> None:
-        plan = make_plan(desired, self.state, Live())
+    def apply(self, desired: Resolved, surroundings: Surroundings = ALONE) -> None:
+        plan = make_plan(desired, self.state, Live(), surroundings)
         done = carry_out(self.workspace, plan, None, owner_of_this_process("apply"), Reporter(), 0)
         assert isinstance(done, Finished)
         assert done.outcome.complete, done.outcome
@@ -239,6 +246,210 @@ def test_somebody_elses_lock_is_waited_for(rig: Rig) -> None:
     rig.workspace.store.release(lock)
     rig.after(0.8)
     assert rig.serves(A)
+
+
+HOST = Host("far", tuple(Gpu(str(n), 80 << 30, used=0) for n in range(2)))
+FULL = replace(HOST, gpus=tuple(replace(gpu, holders=("a stranger",)) for gpu in HOST.gpus))
+
+
+class Docker(FakeProvider):
+    """Containers on the host `far`. A look takes `slow` real seconds; `found` is what a survey says, which
+    takes for ever where `lost`, as a probe does then."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        super().__init__(world, "docker")
+        self.slow = 0.0
+        self.found = HOST
+        self.lost = False
+
+    async def observe(self, lineage: str) -> list[Observation]:
+        await asyncio.sleep(self.slow)
+        return await super().observe(lineage)
+
+    async def hosts(self, lineage: str) -> list[Host]:
+        if self.lost:
+            await asyncio.Event().wait()
+        return [self.found]
+
+    async def image(self, host: str, image: str, pull: str) -> ImageFacts:
+        return ImageFacts("sha256:0", present=True)
+
+    async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
+        """It is there."""
+
+    async def probe(self, handle: str, spec: Spec) -> Readiness:
+        if self.lost:
+            await asyncio.Event().wait()
+        return await super().probe(handle, spec)
+
+
+def in_docker(name: str, weight: int) -> ResolvedEntity:
+    """An entity that needs a GPU of the host `far`."""
+    container = Container("image", "sha256:0")
+    spec = LaunchSpec("docker", "command", f"model-{name}", gpus=1, container=container)
+    return ResolvedEntity(name, weight, spec, revision(spec), Timings(), ("far",))
+
+
+MIXED = bundle(endpoint("one", in_docker("a", 60), in_docker("b", 40)), endpoint("two", local("c", 100)))
+
+
+@dataclass
+class Far:
+    """A site with two entities in containers on another host and one process, `C`."""
+
+    rig: Rig
+    docker: Docker
+
+    def restarted(self, *names: str) -> None:
+        """Its controller anew, with a site of these Docker hosts."""
+        hosts = {name: {"url": f"ssh://me@{name}"} for name in names}
+        site = Site.model_validate({"providers": {"docker": {"hosts": hosts}}})
+        self.rig.workspace = replace(self.rig.workspace, site=site)
+        self.rig.controller = self.rig.new_controller()
+        self.rig.after(0)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Far]:
+    with asyncio.Runner() as runner:
+        world = FakeWorld()
+        docker = Docker(world)
+        made = Far(Rig(tmp_path, runner, world, fakes={"docker": docker}), docker)
+        made.rig.apply(MIXED, Surroundings({("docker", "far"): HOST}))
+        made.restarted("far")
+        yield made
+
+
+def test_a_host_that_the_site_does_not_know_is_silent_and_not_dead(far: Far) -> None:
+    rig = far.rig
+    rig.world.vanish(rig.address(A))  # as if its host were not asked
+    far.restarted("near")
+    serial = rig.state.serial
+    rig.after(0.8)
+    rig.after(60)
+    assert rig.state.serial == serial
+    assert rig.said == [
+        "site: nothing is looked after on docker host far: not in the site that serve has read"
+    ]
+    rig.crash(C)
+    rig.after(0.8)
+    rig.after(1.1)
+    assert rig.serves(C)
+    far.restarted("far")
+    rig.after(1)
+    rig.after(2)
+    assert rig.serves(A)
+
+
+def test_what_cannot_be_placed_is_tried_less_and_less(far: Far) -> None:
+    rig = far.rig
+    far.docker.found = FULL
+    rig.crash(A)
+    rig.after(0.8)
+    waits = []
+    for _ in range(4):
+        waits.append((rig.of(A).backoff.next_try or 0) - rig.now)
+        rig.after(waits[-1] + 0.1)
+    assert waits == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    assert "fit" in rig.of(A).reason or "GPU" in rig.of(A).reason
+    assert launched(rig, A) == 1
+    far.docker.found = HOST
+    rig.after(17)
+    assert rig.serves(A)
+
+
+def test_what_cannot_be_placed_keeps_no_other_waiting(far: Far) -> None:
+    rig = far.rig
+    held = rig.state.instances[rig.address(A)].placement.gpus
+    full = (replace(gpu, holders=("a stranger",) if gpu.id in held else ()) for gpu in HOST.gpus)
+    far.docker.found = replace(HOST, gpus=tuple(full))
+    for entity in (A, B, C):
+        rig.crash(entity)
+    rig.after(0.8)
+    rig.after(1.1, turns=6)
+    assert [rig.serves(e) for e in (A, B, C)].count(True) == 2
+    assert rig.serves(C)
+
+
+def test_a_replacement_without_a_plan_keeps_no_other_waiting(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = far.rig
+    for entity in (A, C):
+        rig.crash(entity)
+    rig.after(0.8)
+    rig.after(1.1, turns=1)
+    real = controller.plan_repair
+
+    def plan_repair(state: State, live: Live, wanted: list[Served], around: Surroundings) -> Plan:
+        if any(one.address == A for one in wanted):
+            raise Refused("it would change more")
+        return real(state, live, wanted, around)
+
+    monkeypatch.setattr(controller, "plan_repair", plan_repair)
+    rig.after(1.1)
+    assert rig.serves(C)
+    assert sum("it would change more" in line for line in rig.said) < 4
+
+
+def test_the_provider_of_a_repair_is_waited_for(far: Far) -> None:
+    rig = far.rig
+    rig.crash(A)
+    rig.after(0.8)
+    far.docker.slow = 0.7  # more than a look waits for
+    rig.after(1.1, turns=1)
+    assert rig.state.instances.keys() > {rig.address(A)}
+    assert not any("does not answer" in line for line in rig.said)
+    assert launched(rig, A) == 2
+
+
+def test_one_that_answers_nothing_holds_nobody_up(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "SURVEY_S", 0.1)
+    monkeypatch.setattr(controller, "REASON_S", 0.1)
+    rig = far.rig
+    far.docker.lost = True
+    for entity in (A, C):
+        rig.crash(entity)
+    rig.after(0.8)
+    assert rig.of(A).reason == "exit code 1"
+    rig.after(1.1)
+    rig.after(1.1)
+    assert rig.serves(C)
+    assert "have not said" in rig.of(A).reason
+    far.docker.lost = False
+    rig.after(9)
+    assert rig.serves(A)
+
+
+def test_nothing_is_begun_once_it_is_told_to_stop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.crash(A)
+    rig.after(0.8)
+    rig.now += 1.1
+    real = rig.controller.choose
+
+    async def choose(due: controller._Due) -> controller._Repair | None:
+        found = await real(due)
+        assert found is not None
+        rig.controller.stopping = True  # as a signal does at any time
+        return found
+
+    monkeypatch.setattr(rig.controller, "choose", choose)
+    rig.controller.run()
+    assert launched(rig, A) == 1
+
+
+def test_a_count_is_kept_while_nothing_can_be_told(rig: Rig) -> None:
+    rig.crash(A)
+    rig.after(0.8)
+    rig.after(1.1)
+    before = rig.of(A)
+    nth = rig.world.calls["observe", ""]
+    for later in range(nth + 1, nth + 4):
+        rig.world.fail("observe", "", later, Fault(TransientError("the daemon does not answer")))
+    rig.controller = rig.new_controller()
+    rig.after(0, turns=1)
+    rig.controller = rig.new_controller()
+    assert rig.of(A) == before
 
 
 def test_what_is_no_longer_applied_is_forgotten(rig: Rig) -> None:
