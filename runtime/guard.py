@@ -2,6 +2,9 @@
 
 The router parses strangers' bytes; the controller holds the store and the Docker socket. They share no
 memory, and the router waits for nothing here: the thread that watches the controller mostly sleeps.
+
+The controller keeps the site that it was started with, so that one that is being edited does not end
+supervision. Once somebody has applied another one, the controller is started anew with that.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.spec.site import Site
 from servestate.runtime.backoff import HEALTHY_S, Backoff
 from servestate.runtime.controller import HEARTBEAT_S, Order
 from servestate.runtime.supervision import supervision_path
@@ -30,11 +36,15 @@ _STOP_S = 60.0
 
 class Guard:
     """Starts the controller of one site, and starts it again whenever it ends or hangs, until told to stop.
-    `tell` hears a line for people about each time."""
+    `tell` hears a line for people about each time. `reread` gives the site as it is configured now, or raises
+    InvalidInput."""
 
-    def __init__(self, workspace: Workspace, tell: Callable[[str], None]) -> None:
+    def __init__(self, workspace: Workspace, tell: Callable[[str], None], reread: Callable[[], Site]) -> None:
         self._workspace = workspace
         self._tell = tell
+        self._reread = reread
+        self._site = workspace.site
+        self._table = self._table_stamp()
         self._ending = threading.Event()
         # A daemon: a second signal ends serve at once, and the kernel then tells the controller.
         self._thread = threading.Thread(target=self._run, name="controller-guard", daemon=True)
@@ -56,6 +66,8 @@ class Guard:
             how = self._one_life()
             if self._ending.is_set():
                 return
+            if how is None:
+                continue
             now = time.monotonic()
             backoff = (Backoff() if now - began >= HEALTHY_S else backoff).failed(now, random.random)
             delay = (backoff.next_try or now) - now
@@ -63,8 +75,8 @@ class Guard:
             self._ending.wait(delay)
             backoff = backoff.restarted()
 
-    def _one_life(self) -> str:
-        """Run the controller to its end; how that came."""
+    def _one_life(self) -> str | None:
+        """Run the controller to its end; how that came, None where it was ended for another site's sake."""
         try:
             process = self._start()
         except OSError as error:
@@ -73,6 +85,10 @@ class Guard:
         while process.poll() is None:
             if self._ending.wait(_POLL_S):
                 _end(process)
+            elif self._has_another_site():
+                self._tell("servestate: another site has been applied; the controller starts anew with it")
+                _end(process)
+                return None
             elif self._last_sign(began) + HUNG_AFTER_S < time.time():
                 process.kill()
                 process.wait()
@@ -84,7 +100,7 @@ class Guard:
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
-        order = Order(self._workspace.site, os.getpid())
+        order = Order(self._site, os.getpid())
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "servestate.runtime.controller", str(self._workspace.root)],
             stdin=subprocess.PIPE,
@@ -92,9 +108,37 @@ class Guard:
             process_group=0,  # Ctrl-C is for serve, which ends the controller in its turn
         )
         assert process.stdin is not None
-        with process.stdin:
+        # One that has ended already does not read; its exit code says how that came.
+        with suppress(BrokenPipeError), process.stdin:
             process.stdin.write(order.encode())
         return process
+
+    def _has_another_site(self) -> bool:
+        """Whether the site that is configured is another one since routes were last moved; it is the
+        controller's from then on. What is only being edited moves no route. A site with another state is
+        another site's business: its router would be another one too."""
+        stamp = self._table_stamp()
+        if stamp == self._table:
+            return False
+        self._table = stamp
+        try:
+            site = self._reread()
+        except (
+            InvalidInput
+        ):  # it is being edited again; the next apply cannot be carried out before it is right
+            return False
+        if site == self._site or site.state != self._site.state:
+            return False
+        self._site = site
+        return True
+
+    def _table_stamp(self) -> tuple[int, int] | None:
+        """Another one whenever the routing table has been written, which costs no reading of it."""
+        try:
+            found = self._workspace.table_path.stat()
+        except OSError:  # somebody has removed it; the next apply or repair writes it again
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def _last_sign(self, began: float) -> float:
         try:

@@ -7,9 +7,11 @@ import asyncio
 from collections.abc import Callable
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.spec.site import Site
 from servestate.providers.protocol import TransientError
-from servestate.runtime.cli.common import workspace_of
+from servestate.runtime.cli.common import options, workspace_of
 from servestate.runtime.cli.output import complain
+from servestate.runtime.configuration import load_configuration
 from servestate.runtime.router_link import router_status
 from servestate.runtime.workspace import Workspace
 
@@ -17,7 +19,9 @@ from servestate.runtime.workspace import Workspace
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
     workspace = workspace_of(arguments)
-    return serve(workspace, announce) if arguments.no_controller else serve_supervised(workspace, announce)
+    if arguments.no_controller:
+        return serve(workspace, announce)
+    return serve_supervised(workspace, announce, lambda: configured_site(arguments))
 
 
 def announce(url: str) -> None:
@@ -25,11 +29,18 @@ def announce(url: str) -> None:
     complain(f"servestate: routing on {url}")
 
 
-def serve_supervised(workspace: Workspace, on_ready: Callable[[str], None]) -> int:
-    """As `serve`, with the controller beside the router for as long as that runs."""
+def configured_site(arguments: argparse.Namespace) -> Site:
+    """The site block as it is written now. Raises InvalidInput, also where nothing is configured any more."""
+    return load_configuration(options(arguments)).site
+
+
+def serve_supervised(
+    workspace: Workspace, on_ready: Callable[[str], None], reread: Callable[[], Site]
+) -> int:
+    """As `serve`, with the controller beside the router for as long as that runs; `reread` as in `Guard`."""
     from servestate.runtime.guard import Guard
 
-    guard = Guard(workspace, complain)
+    guard = Guard(workspace, complain, reread)
 
     def ready(url: str) -> None:
         guard.start()  # not before: a router that cannot start has nothing to supervise

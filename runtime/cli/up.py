@@ -12,7 +12,7 @@ from servestate.runtime.cli import apply
 from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.query import body_for
-from servestate.runtime.cli.serve import announce, serve, serve_supervised
+from servestate.runtime.cli.serve import announce, configured_site, serve, serve_supervised
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,7 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         announce(url)
 
-    code = (serve if arguments.no_controller else serve_supervised)(workspace, on_ready)
+    if arguments.no_controller:
+        code = serve(workspace, on_ready)
+    else:
+        code = serve_supervised(workspace, on_ready, lambda: configured_site(arguments))
     complain("servestate: the router has stopped; model servers keep running (servestate destroy stops them)")
     return code
 

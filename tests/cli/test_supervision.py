@@ -256,6 +256,30 @@ def _runs_anew(served: Served, before: int) -> bool:
 
 
 @pytest.mark.slow
+def test_another_site_that_is_applied_is_the_controllers_too(served: Served) -> None:
+    first, other = served.controller, served.site.engines()["two/only"]
+    served.site.configure(
+        {"one": {"only": local("3")}, "two": {"only": local("2")}},
+        versions={"2": mortal("2"), "3": mortal("3")},
+        listen=_listen(served),
+    )
+    served.site.apply()
+    until(lambda: "another site has been applied" in _said(served), "serve tells it")
+    until(lambda: _runs_anew(served, first), "another controller runs", 10)
+    assert "serves on without" not in _said(served)
+    served.doom("exit 1", name="3")
+    served.until_noticed()
+    served.until_up()
+    assert served.answers() == "3 says hello\n"
+    assert served.site.engines()["two/only"] == other
+
+
+def _listen(served: Served) -> str:
+    """Where the router listens."""
+    return _said(served).partition("routing on http://")[2].split()[0]
+
+
+@pytest.mark.slow
 def test_a_paused_controller_stops_with_serve(served: Served) -> None:
     os.kill(served.controller, signal.SIGSTOP)
     assert served.answers() == "1 says hello\n"
