@@ -147,11 +147,11 @@ def _limits(container: Container, command: ContainerCommand, host_memory: int) -
 
 
 def _network(network: str) -> dict[str, str]:
-    if network == "none" or network.startswith("container:"):
+    if network in ("host", "none") or network.startswith("container:"):
         raise PermanentError(
             "SS532",
-            f'no container can be reached on the network "{network}"',
-            "write bridge, host or the name of a network of your own",
+            f'no port of a container can be published on the network "{network}"',
+            "write bridge, or the name of a network of your own",
         )
     return {"NetworkMode": network}
 

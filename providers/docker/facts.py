@@ -123,8 +123,6 @@ def _name(raw: Mapping[str, Any]) -> str:
 def _url(raw: Mapping[str, Any], port: int, address: str) -> str:
     """Where it answers; "" where it has ended, as Docker gives a port to what runs only."""
     shown = f"[{address}]" if ":" in address else address
-    if raw["HostConfig"].get("NetworkMode") == "host":
-        return f"http://{shown}:{port}"
     bindings = (raw["NetworkSettings"].get("Ports") or {}).get(f"{port}/tcp") or ()
     return next((f"http://{shown}:{binding['HostPort']}" for binding in bindings), "")
 

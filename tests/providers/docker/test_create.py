@@ -100,10 +100,8 @@ def test_limits_are_passed_on_and_swap_gets_nothing():
     assert (got["NanoCpus"], got["PidsLimit"], got["ShmSize"]) == (1_500_000_000, 99, 5)
 
 
-def test_shared_memory_is_the_engines_where_none_is_asked_for():
-    command = replace(COMMAND, shm=2 * GIB)
-    assert host_config(command=command)["ShmSize"] == 2 * GIB
-    assert host_config(command=command, container=EVERYTHING)["ShmSize"] == 5
+def test_shared_memory_is_dockers_own_where_none_is_asked_for():
+    assert "ShmSize" not in host_config()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_a_folder_beside_the_socket_is_fine():
     assert host_config(container=replace(CONTAINER, mounts=(Mount("/srv/docker", "/x"),)))["Mounts"]
 
 
-@pytest.mark.parametrize("network", ["none", "container:abc"])
+@pytest.mark.parametrize("network", ["none", "host", "container:abc"])
 def test_a_network_on_which_nobody_can_call_it_is_refused(network):
     with pytest.raises(PermanentError, match=f"SS532.*{network}"):
         config(replace(CONTAINER, network=network))

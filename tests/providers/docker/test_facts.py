@@ -149,8 +149,6 @@ def test_where_it_answers():
     ended = copy.deepcopy(RUNNING)
     ended["NetworkSettings"]["Ports"] = {}
     assert read(ended).url == ""
-    ended["HostConfig"]["NetworkMode"] = "host"
-    assert read(ended).url == "http://127.0.0.1:8000"
 
 
 def test_handles_are_read_back():
