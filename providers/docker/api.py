@@ -66,6 +66,7 @@ class Api:
         # What the SDK's stubs leave untyped, or type too narrowly, is most of what is used of it.
         self._opened: Any = None
         self._opening = threading.Lock()
+        self._calls = threads.Calls()
 
     async def ping(self) -> None:
         """Raise Unreachable unless the daemon answers."""
@@ -209,9 +210,9 @@ class Api:
     async def _call(self, work: Callable[[Any], T], limit_s: float = CALL_S) -> T:
         try:
             # The client's own time-outs come first; this one is for what has none, such as ssh.
-            return await threads.call(lambda: self._translated(work), CONNECT_S + limit_s + KILL_S)
-        except TimeoutError:
-            raise self._unreachable("no answer in time") from None
+            return await self._calls.call(lambda: self._translated(work), CONNECT_S + limit_s + KILL_S)
+        except TimeoutError as error:
+            raise self._unreachable(str(error) or "no answer in time") from None
 
     async def _stream(self, open_: Callable[[Any], Iterator[Json]]) -> AsyncGenerator[Json, None]:
         _require_sdk()

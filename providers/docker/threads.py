@@ -6,6 +6,7 @@ The threads are daemons: what blocks in one of them (a host that hangs) never ke
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,26 +17,42 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-async def call(work: Callable[[], T], limit_s: float) -> T:
-    """What `work` returns or raises. Raises TimeoutError after `limit_s`; the thread is then left alone."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+class Calls:
+    """Calls to one host. While one of them hangs beyond its limit there are no new ones: each would leave one
+    more thread behind."""
 
-    def settle(how: Callable[[], None]) -> None:
-        if not done.done():
-            how()
+    def __init__(self) -> None:
+        self._threads: dict[Thread, float] = {}
 
-    def run() -> None:
-        try:
-            how = partial(done.set_result, work())
-        except Exception as error:
-            how = partial(done.set_exception, error)
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, how)
+    async def call(self, work: Callable[[], T], limit_s: float) -> T:
+        """What `work` returns or raises. Raises TimeoutError after `limit_s`, the thread is then left alone;
+        and at once where an earlier call hangs."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
 
-    Thread(target=run, daemon=True).start()
-    async with asyncio.timeout(limit_s):
-        return await done
+        def settle(how: Callable[[], None]) -> None:
+            if not done.done():
+                how()
+
+        def run() -> None:
+            try:
+                how = partial(done.set_result, work())
+            except Exception as error:
+                how = partial(done.set_exception, error)
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, how)
+
+        self._begin(Thread(target=run, daemon=True), limit_s)
+        async with asyncio.timeout(limit_s):
+            return await done
+
+    def _begin(self, thread: Thread, limit_s: float) -> None:
+        now = time.monotonic()
+        self._threads = {one: until for one, until in self._threads.items() if one.is_alive()}
+        if any(until <= now for until in self._threads.values()):
+            raise TimeoutError("an earlier call still hangs")
+        thread.start()
+        self._threads[thread] = now + limit_s
 
 
 @dataclass(frozen=True, slots=True)
