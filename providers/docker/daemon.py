@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Daemon:
         self.name = name
         self.settings = settings
         self.api = Api(name, settings, base_dir)
-        self._memory = 0
+        self._known: Json = {}
 
     @property
     def local(self) -> bool:
@@ -32,12 +33,24 @@ class Daemon:
     @property
     def sockets(self) -> tuple[str, ...]:
         """Where its socket is for those on the host."""
-        return (*_USUAL_SOCKETS, *([self.settings.url.removeprefix(_UNIX)] if self.local else []))
+        if not self.local:
+            return _USUAL_SOCKETS
+        own = self.settings.url.removeprefix(_UNIX)
+        return (*_USUAL_SOCKETS, own, os.path.realpath(own))
 
     async def memory(self) -> int:
         """All of its memory, bytes."""
-        self._memory = self._memory or int((await self.api.info())["MemTotal"])
-        return self._memory
+        return int((await self._info())["MemTotal"])
+
+    async def engine(self) -> str:
+        """What tells its Docker Engine from all others, by whatever URL it is reached; "" where it does not
+        say."""
+        return str((await self._info()).get("ID") or "")
+
+    async def _info(self) -> Json:
+        """`docker info` as of the first time it was asked: for what stays."""
+        self._known = self._known or await self.api.info()
+        return self._known
 
     async def look(self, container: str) -> Found | None:
         """The container with this id now; None where there is none of ours."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from servestate.planner.engine_keys import key_reference
-from servestate.planner.launch import Container, LaunchSpec, Spec
+from servestate.planner.launch import Container, LaunchSpec, Mount, Spec
 from servestate.planner.live import LiveStatus, Observation
 from servestate.planner.spec.site import DockerProvider as Settings
 from servestate.planner.surroundings import Host, ImageFacts
 from servestate.providers import cause, health, phases
-from servestate.providers.docker import create, entry, gpus, images, launching
+from servestate.providers.docker import binds, create, entry, gpus, images, launching
 from servestate.providers.docker.daemon import Daemon
 from servestate.providers.docker.discretion import Discretion
 from servestate.providers.docker.facts import Found, parse_handle
@@ -44,6 +44,9 @@ LOG_LINES_SEARCHED = 400
 LOG_LINES_IN_OBSERVATION = 3
 PROGRESS_WIDTH = 120
 
+PULLS_AT_ONCE = 2
+"""Pulls to one host at a time: each of them loads several layers at once already."""
+
 GONE_S = 30.0
 """How long a container may take to go once Docker was told to remove it."""
 
@@ -61,16 +64,36 @@ class DockerProvider:
         self._discretion = Discretion(secrets)
         self._watch = Watch()
         self._launches: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._pulls: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(PULLS_AT_ONCE)
+        )
 
     async def observe(self, lineage: str) -> list[Observation]:
         """See `Provider.observe`. A container whose labels cannot be read is none that we made: labels stay
         as they were given, so somebody copied ours. One host that does not answer fails it all: what runs
-        there must not look gone."""
-        looks = await asyncio.gather(*(self._observe(one, lineage) for one in self._daemons.values()))
-        return [observation for look in looks for observation in look]
+        there must not look gone. Raises PermanentError SS188 where two hosts are one Docker Engine: each
+        container of it would be there twice, and one of the two be stopped."""
+        await self._tell_apart()
+        daemons = list(self._daemons.values())
+        looks = await asyncio.gather(*(one.of_lineage(lineage) for one in daemons))
+        # An engine that does not say which one it is may still be there twice: no two containers have one id.
+        by_id = {
+            found.id: (daemon, found) for daemon, look in zip(daemons, looks, strict=True) for found in look
+        }
+        return [await self._observation(daemon, found) for daemon, found in by_id.values()]
 
-    async def _observe(self, daemon: Daemon, lineage: str) -> list[Observation]:
-        return [await self._observation(daemon, one) for one in await daemon.of_lineage(lineage)]
+    async def _tell_apart(self) -> None:
+        if len(self._daemons) < 2:
+            return
+        engines = await asyncio.gather(*(one.engine() for one in self._daemons.values()))
+        first: dict[str, str] = {}
+        for name, engine in zip(self._daemons, engines, strict=True):
+            if engine and first.setdefault(engine, name) != name:
+                raise PermanentError(
+                    "SS188",
+                    f"the hosts {first[engine]} and {name} are one Docker Engine",
+                    "keep one of them in servestate.providers.docker.hosts: each would count its GPUs",
+                )
 
     async def _observation(self, daemon: Daemon, found: Found) -> Observation:
         if found.alive:
@@ -90,7 +113,7 @@ class DockerProvider:
             raise PermanentError("SS503", "provider docker cannot start an entity without a container")
         daemon = self._daemon(marks.placement.host)
         self._discretion.learn(marks.address, spec)
-        order = self._order(spec, spec.container, marks)
+        order = self._order(spec, spec.container, marks, daemon)
         async with self._launches[f"{marks.lineage} {marks.address}"]:
             found = await launching.launch(daemon, order)
         return Launched(found.handle, found.url, found.fields)
@@ -106,7 +129,7 @@ class DockerProvider:
             )
         return daemon
 
-    def _order(self, spec: LaunchSpec, container: Container, marks: Marks) -> Order:
+    def _order(self, spec: LaunchSpec, container: Container, marks: Marks, daemon: Daemon) -> Order:
         if any(references(arg) for arg in spec.args):
             raise PermanentError(
                 "SS503",
@@ -117,9 +140,17 @@ class DockerProvider:
         keyed = any(name == KEY_FILE for name, _ in handover.files)
         key_file = f"{entry.FOLDER}/{KEY_FILE}" if keyed else None
         command = engine_for(spec.engine).container(spec, self._base_dir, key_file)
-        mounts = tuple(replace(one, source=str(self._base_dir / one.source)) for one in container.mounts)
+        command = replace(command, mounts=self._bound(command.mounts, daemon))
+        container = replace(container, mounts=self._bound(container.mounts, daemon))
         env = {name: value for name, value in spec.env if not references(value)}
-        return Order(marks, replace(container, mounts=mounts), command, env, handover, self._cache)
+        return Order(marks, container, command, env, handover, self._cache)
+
+    def _bound(self, mounts: Sequence[Mount], daemon: Daemon) -> tuple[Mount, ...]:
+        """The mounts by absolute sources; only on this machine can it be seen where those lead."""
+        if not daemon.local:
+            return tuple(replace(one, source=str(self._base_dir / one.source)) for one in mounts)
+        allowed = daemon.settings.allowed_paths
+        return tuple(binds.resolved(one, self._base_dir, allowed) for one in mounts)
 
     def _handover(self, spec: LaunchSpec, marks: Marks) -> entry.Handover:
         """What is secret of this launch. Raises PermanentError SS501."""
@@ -140,7 +171,7 @@ class DockerProvider:
         that it is the same one after the answer proves who answered."""
         if not isinstance(spec, LaunchSpec):
             return Failed("SS503", f"provider docker did not start this {spec.kind} entity")
-        if (where := self._parsed(handle)) is None:
+        if (where := await self._where(handle)) is None:
             return Failed(cause.ENDED, "it is no container")
         daemon, container, started = where
         found = await daemon.look(container)
@@ -188,7 +219,7 @@ class DockerProvider:
 
     async def stop(self, handle: str, grace_s: float) -> None:
         """See `Provider.stop`. A container that was started again since has another identity."""
-        if (where := self._parsed(handle)) is None:
+        if (where := await self._where(handle)) is None:
             return
         daemon, container, started = where
         found = await daemon.look(container)
@@ -203,7 +234,7 @@ class DockerProvider:
 
     async def logs(self, handle: str, tail: int) -> str:
         """See `Provider.logs`. Where its secrets cannot be masked, it says so instead."""
-        if tail <= 0 or (where := self._parsed(handle)) is None:
+        if tail <= 0 or (where := await self._where(handle)) is None:
             return ""
         daemon, container, _ = where
         found = await daemon.look(container)
@@ -222,20 +253,28 @@ class DockerProvider:
 
     async def pull(self, host: str, image: str, digest: str, report: Callable[[str], None]) -> None:
         """See `ImageKeeper.pull`."""
-        await images.fetch(self._daemon(host), image, digest, report)
+        daemon = self._daemon(host)
+        async with self._pulls[host]:
+            await images.fetch(daemon, image, digest, report)
 
     async def await_change(self, lineage: str) -> None:
         """See `Watcher.await_change`."""
         await self._watch.change(list(self._daemons.values()), lineage)
 
-    def _parsed(self, handle: str) -> tuple[Daemon, str, str] | None:
+    async def _where(self, handle: str) -> tuple[Daemon, str, str] | None:
         """The host, container id and start time that a handle names; None for a handle of another provider.
-        Raises PermanentError SS535 for a host that the site no longer has."""
+        A host may have been given another name since: then its container is looked for on all of them, as
+        no two containers have one id. Raises PermanentError SS535 where it is not found on exactly one."""
         parsed = parse_handle(handle)
         if parsed is None:
             return None
         host, container, started = parsed
-        return self._daemon(host), container, started
+        if host in self._daemons:
+            return self._daemons[host], container, started
+        daemons = list(self._daemons.values())
+        looks = await asyncio.gather(*(one.look(container) for one in daemons))
+        having = [one for one, found in zip(daemons, looks, strict=True) if found is not None]
+        return (having[0] if len(having) == 1 else self._daemon(host)), container, started
 
 
 async def _gone(daemon: Daemon, container: str) -> None:

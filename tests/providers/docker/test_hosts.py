@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,31 +205,97 @@ def test_a_host_behind_tls_is_like_any_other(place, tiny, socket_folder, settle)
         asyncio.run(go())
 
 
-@pytest.mark.slow
-def test_two_hosts_are_one_provider(place, tiny, socket_folder, settle):
-    """Both names lead to one engine here, by two sockets; what is placed on one is found there."""
+@pytest.fixture
+def elsewhere(place, socket_folder):
+    """A way to the machine's engine that says it is another one."""
     with SocketProxy(socket_folder / "proxy.sock", machine_socket()).running() as proxy:
-        hosts = {"a": {"url": place.url}, "b": {"url": proxy.host}}
-        provider, spec = place.provider(hosts=hosts), place.spec(tiny)
+        other = {**place.client.info(), "ID": "another-engine"}
+        proxy.fault("GET", "/info", Answer(200, body=other), nth=None)
+        yield proxy
 
-        async def go():
-            launched = await provider.launch(spec, place.marks(placement=Placement("b")))
-            assert launched.handle.startswith("b/")
-            assert await settle(provider, launched.handle, spec) == Ready()
-            seen = await provider.observe(place.lineage)
-            assert {one.placement.host for one in seen} == {"a", "b"}
-            with pytest.raises(PermanentError, match=r"SS535.*only a, b"):
-                await provider.launch(spec, place.marks(placement=Placement("c")))
-            with pytest.raises(PermanentError, match="SS535"):
-                await provider.stop(launched.handle.replace("b/", "c/", 1), 1)
-            proxy.fault("GET", "/containers/json", Answer(500), nth=None)
-            with pytest.raises(TransientError, match='host "b"'):
-                await provider.observe(place.lineage)
-            proxy.rules.clear()
+
+@pytest.mark.slow
+def test_two_hosts_are_one_provider(place, tiny, elsewhere, settle):
+    """What is placed on one is found there, and seen once whatever its engine says of itself."""
+    hosts = {"a": {"url": place.url}, "b": {"url": elsewhere.host}}
+    provider, spec = place.provider(hosts=hosts), place.spec(tiny)
+
+    async def go():
+        launched = await provider.launch(spec, place.marks(placement=Placement("b")))
+        assert launched.handle.startswith("b/")
+        assert await settle(provider, launched.handle, spec) == Ready()
+        assert len(await provider.observe(place.lineage)) == 1
+        with pytest.raises(PermanentError, match=r"SS535.*only a, b"):
+            await provider.launch(spec, place.marks(placement=Placement("c")))
+        elsewhere.fault("GET", "/containers/json", Answer(500), nth=None)
+        with pytest.raises(TransientError, match='host "b"'):
+            await provider.observe(place.lineage)
+        elsewhere.rules.clear()
+        await provider.stop(launched.handle, 1)
+
+    asyncio.run(go())
+    assert place.all() == []
+
+
+@pytest.mark.slow
+def test_two_names_of_one_engine_are_refused(place, tiny, socket_folder):
+    """By whatever paths its socket is reached: the container would be there twice."""
+    link = socket_folder / "docker.sock"
+    link.symlink_to(machine_socket())
+    hosts = {"a": {"url": place.url}, "b": {"url": f"unix://{link}"}}
+
+    async def go():
+        await place.provider().launch(place.spec(tiny), place.marks())
+        with pytest.raises(PermanentError, match=r"SS188.*a and b are one Docker Engine"):
+            await place.provider(hosts=hosts).observe(place.lineage)
+
+    asyncio.run(go())
+    assert place.only().status == "running"
+
+
+@pytest.mark.slow
+def test_a_host_that_got_another_name_keeps_its_containers(place, tiny, elsewhere, settle):
+    """The handles that are recorded hold the old name."""
+    spec, new = place.spec(tiny), {"new": {"url": place.url}}
+
+    async def go():
+        launched = await place.provider(hosts={"old": new["new"]}).launch(
+            spec, place.marks(placement=Placement("old"))
+        )
+        assert launched.handle.startswith("old/")
+        provider = place.provider(hosts=new)
+        assert await settle(provider, launched.handle, spec) == Ready()
+        twice = place.provider(hosts={**new, "other": {"url": elsewhere.host}})
+        with pytest.raises(PermanentError, match="SS535"):
+            await twice.stop(launched.handle, 1)
+        await provider.stop(launched.handle, 1)
+        with pytest.raises(PermanentError, match="SS535"):
             await provider.stop(launched.handle, 1)
 
-        asyncio.run(go())
+    asyncio.run(go())
     assert place.all() == []
+
+
+def test_a_host_gets_two_pulls_at_a_time(place, monkeypatch):
+    """And another host two of its own."""
+    now: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    async def fetch(daemon, image, digest, report):
+        now[daemon.name] += 1
+        most[daemon.name] = max(most[daemon.name], now[daemon.name])
+        await asyncio.sleep(0.01)
+        now[daemon.name] -= 1
+
+    monkeypatch.setattr(images, "fetch", fetch)
+    provider = place.provider(hosts={name: {"url": f"unix:///{name}.sock"} for name in ("a", "b")})
+
+    async def go():
+        pulls = (provider.pull(host, f"x:{n}", "sha256:aa", print) for n in range(5) for host in ("a", "b"))
+        await asyncio.gather(*pulls)
+
+    asyncio.run(go())
+    assert most == {"a": 2, "b": 2}
 
 
 @pytest.mark.slow
