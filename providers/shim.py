@@ -168,21 +168,14 @@ def _signal_group(engine: int, number: signal.Signals) -> None:
         os.killpg(engine, number)
 
 
-LEAVE_S = 3.0
-"""How long what an engine leaves behind may take to end by itself: workers, and the process that gives shared
-memory back, see its end and clean up."""
-
-
 def _kill_descendants() -> None:
-    """Let children end, then kill them until there are none. Only direct children are killed: until they are
-    collected here their pids cannot be reused, and what they leave behind becomes a direct child in turn."""
+    """Kill children until there are none. Only direct children are killed: until they are collected here
+    their pids cannot be reused, and what they leave behind becomes a direct child in turn."""
     pause = 0.001
-    deadline = time.monotonic() + LEAVE_S
     while True:
-        if time.monotonic() >= deadline:
-            for pid in _children():
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in _children():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         _reap(0)
         if not _has_children():
             return
