@@ -33,6 +33,7 @@ def drift_of(site: Site) -> list[dict[str, str]]:
     return json.loads(site.run("status", "--json").ok().out)["drift"]
 
 
+@pytest.mark.slow
 def test_a_refused_table_stands_in_the_plan(site: Site, listen: str, router: int) -> None:
     assert "outside of servestate" not in site.run("plan").ok().out
     site.write(bundle({"solo": {"only": remote(secret="s/missing")}}, listen=listen))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.harness import Site, bundle, free_port, remote, until
 
 
+@pytest.mark.slow
 def test_applying_again_does_not_make_a_refused_table_a_good_one(site: Site) -> None:
     listen = f"127.0.0.1:{free_port()}"
     site.write(bundle({"solo": {"only": remote()}}, listen=listen))

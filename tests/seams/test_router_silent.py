@@ -24,6 +24,7 @@ def routed(site: Site) -> tuple[Site, int]:
     return site, router.pid
 
 
+@pytest.mark.slow
 def test_nothing_is_stopped_while_a_paused_router_may_still_route_to_it(routed: tuple[Site, int]) -> None:
     site, router = routed
     before = {str(address) for address in site.state().instances}
