@@ -10,6 +10,8 @@ import pytest
 from tests.cli.harness import Site, bundle, local
 from tests.cli.sweep import check_converged
 
+pytestmark = pytest.mark.slow  # each waits for an engine, a lock or a clock
+
 ROUNDS = 12
 
 

@@ -18,6 +18,8 @@ from servestate.planner.state import Phase
 from tests.cli.harness import ONE, SPLIT, Result, Site, echo, local, remote, unprivileged, until
 from tests.cli.sweep import check_converged
 
+pytestmark = pytest.mark.slow  # each waits for an engine, a lock or a clock
+
 TWO = {"good": {"a": local("1")}, "bad": {"a": local("2")}}
 
 

@@ -10,6 +10,8 @@ from servestate.planner.state import Phase
 from tests.cli.harness import ONE, SPLIT, Conversation, Site, echo
 from tests.cli.sweep import check_converged
 
+pytestmark = pytest.mark.slow  # each waits for an engine, a lock or a clock
+
 GATED = {"1": echo("1", "--gate", "gate")}
 
 

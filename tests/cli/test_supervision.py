@@ -215,6 +215,7 @@ def _said(served: Served) -> str:
     return served.router.seen
 
 
+@pytest.mark.slow
 def test_one_that_loads_keeps_neither_another_nor_apply_waiting(served: Served) -> None:
     (served.site.folder / "1.gate").touch()
     served.doom("exit 1")

@@ -48,6 +48,7 @@ def test_a_refused_table_stands_in_the_plan(site: Site, listen: str, router: int
     assert [line["change"]["kind"] for line in lines if line["type"] == "resource_drift"] == ["router"]
 
 
+@pytest.mark.slow
 def test_a_router_that_hangs_is_told_of_and_not_waited_for(site: Site, router: int) -> None:
     os.kill(router, signal.SIGSTOP)
     began = time.monotonic()
