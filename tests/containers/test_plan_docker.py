@@ -164,7 +164,7 @@ class TestGpus:
     def test_asked_for_more_than_declared(self, site: ContainerSite, tiny: str) -> None:
         gpus = [{"id": "0", "memory": "24GiB"}]
         site.contain(PAIR, {"1": image_of(tiny)}, docker={"gpus": gpus}, workload={"gpus": 1})
-        failed(site.run("plan"), "does not fit on any host", "held by")
+        failed(site.run("plan"), "does not fit on any host", "given to")
 
 
 def test_a_docker_that_does_not_run(site: ContainerSite, tiny: str) -> None:
