@@ -44,8 +44,11 @@ class Daemon:
 
     async def engine(self) -> str:
         """What tells its Docker Engine from all others, by whatever URL it is reached; "" where it does not
-        say."""
-        return str((await self._info()).get("ID") or "")
+        say. The ID alone does not: up to 20.10 it comes from a key file of the machine, which engines beside
+        each other and machines made from one image share."""
+        info = await self._info()
+        facts = [str(info.get(name) or "") for name in ("ID", "Name", "DockerRootDir")]
+        return " ".join(facts) if facts[0] else ""
 
     async def _info(self) -> Json:
         """`docker info` as of the first time it was asked: for what stays."""
