@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from servestate.planner.address import InstanceAddress
@@ -67,6 +67,7 @@ class Placer:
     refused: list[Diagnostic] = field(default_factory=list)
     _kept: set[InstanceAddress] = field(default_factory=set)
     _behind: dict[InstanceAddress, set[Holder]] = field(default_factory=dict)
+    _earlier: dict[InstanceAddress, tuple[InstanceAddress, ...]] = field(default_factory=dict)
     _waits: dict[str, set[Holder]] = field(default_factory=lambda: defaultdict(set))
     _loads: dict[GpuKey, list[InstanceAddress]] = field(default_factory=lambda: defaultdict(list))
 
@@ -80,8 +81,21 @@ class Placer:
         order = [m for m in matches if m.need is Need.LAUNCH]
         order.sort(key=lambda m: (-_gpus(m), -_spec(m).gpu_fraction, m.use))
         self.books.free_first(address for m in order for address in _forced(m))
-        placed = {m.use: found for m in order if (found := self._one(m)) is not None}
-        return placed
+        return self._in_turn({m.use: found for m in order if (found := self._one(m)) is not None})
+
+    def _in_turn(self, placed: dict[InstanceAddress, Placed]) -> dict[InstanceAddress, Placed]:
+        """The launches with the loads that each one waits out, judged when every place is known: what was
+        vacated after a launch had been placed waits for no publication any more."""
+        found = {}
+        for use, one in placed.items():
+            follows = self._follows(use, self._earlier.get(use, ()))
+            behind = set().union(*(self._behind.get(a, ()) for a in follows))
+            self._behind.setdefault(use, set()).update(behind)
+            self._waits[use.endpoint] |= behind
+            told = f"loads after {', '.join(map(str, follows))}: never two at once on one GPU"
+            remarks = (*one.remarks, told) if follows else one.remarks
+            found[use] = replace(one, follows=follows, remarks=remarks)
+        return found
 
     def _one(self, match: Match) -> Placed | None:
         spec = _spec(match)
@@ -110,7 +124,9 @@ class Placer:
             vacated |= {h.address for h in offer.displaced if h.waits_for == match.use.endpoint}
             vacated |= {i.address for i in match.old}
             self.books.free_first(vacated)
-        follows = self._follows(match.use, placement)
+        loads = [a for gpu in placement.gpus for a in self._loads[placement.host, gpu]]
+        self._earlier[match.use] = tuple(dict.fromkeys(loads))
+        follows = self._follows(match.use, self._earlier[match.use])
         behind = {h for h in offer.displaced if self.books.awaits(h)}
         behind = behind.union(*(self._behind.get(a, ()) for a in follows))
         self._behind[match.use] = behind
@@ -122,14 +138,12 @@ class Placer:
             placement,
             tuple(sorted(vacated)),
             tuple(sorted({h.stop for h in offer.displaced})),
-            follows,
-            tuple(self._remarks(match, offer, placement, follows)),
+            remarks=tuple(self._remarks(match, offer, placement)),
         )
 
-    def _follows(self, use: InstanceAddress, placement: Placement) -> tuple[InstanceAddress, ...]:
-        """The loads on the same GPUs that a launch waits out. One that itself waits until the launch's
-        endpoint is published comes later anyhow, and must not be waited for."""
-        loads = dict.fromkeys(a for gpu in placement.gpus for a in self._loads[placement.host, gpu])
+    def _follows(self, use: InstanceAddress, loads: Sequence[InstanceAddress]) -> tuple[InstanceAddress, ...]:
+        """The earlier loads on the same GPUs that a launch waits out. One that itself waits until the
+        launch's endpoint is published comes later anyhow, and must not be waited for."""
         return tuple(a for a in loads if use.endpoint not in self._awaited(self._behind.get(a, ())))
 
     def _note_load(self, address: InstanceAddress, placement: Placement) -> None:
@@ -253,9 +267,7 @@ class Placer:
                 queue += self._waits[endpoint]
         return found
 
-    def _remarks(
-        self, match: Match, offer: _Offer, placement: Placement, follows: Sequence[InstanceAddress]
-    ) -> Iterator[str]:
+    def _remarks(self, match: Match, offer: _Offer, placement: Placement) -> Iterator[str]:
         spec = _spec(match)
         if offer.gpus:
             several = len(offer.gpus) > 1
@@ -268,8 +280,6 @@ class Placer:
             why = self.surroundings.model_troubles.get(spec.source, "its headers were not read")
             yield f"whether it fits is not estimated: {why}"
         yield from self._chosen(match, offer)
-        if follows:
-            yield f"loads after {', '.join(map(str, follows))}: never two at once on one GPU"
 
     def _chosen(self, match: Match, offer: _Offer) -> Iterator[str]:
         """Why the order is what it is, where it was not simply free."""
