@@ -50,7 +50,7 @@ def logged(weights: Path, context: int, slots: int) -> dict[str, float]:
         assert server.stdout is not None
         for line in server.stdout:
             said.append(line)
-            if line.startswith("serving "):
+            if "serving gemma on " in line:  # llama.cpp may have begun the line
                 return found
             if match := _BUFFER.search(line):
                 before = 0.0 if match["what"] in _TWICE else found[match["what"]]
