@@ -125,7 +125,8 @@ def estimate(facts: ModelFacts, asked: Asked, gpu_memory: int) -> Estimate:
         needed=parts.needed,
         claimed=_claimed(engine, parts),
         fits=fits,
-        longest_context=_longest(engine) if gpu_memory else engine.longest,
+        # The search goes in whole blocks, and what was asked for may lie within the last one.
+        longest_context=max(_longest(engine), context * parts.fits) if gpu_memory else engine.longest,
         concurrency=_concurrency(engine, parts) if fits else 0.0,
         sureness=max((level for level, _ in doubts), key=list(Sureness).index, default=Sureness.HIGH),
         notes=tuple(note for _, note in doubts),
