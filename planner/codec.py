@@ -25,7 +25,7 @@ from servestate.planner.graph import build
 from servestate.planner.launch import Container, ExternalSpec, LaunchSpec, Mount, Placement, Spec
 from servestate.planner.plan import PLAN_FORMAT, Plan
 from servestate.planner.revision import canonical_json, digest, spec_to_json
-from servestate.planner.state import EndpointRecord, Instance, Phase, Target
+from servestate.planner.state import EndpointRecord, History, Instance, Phase, Stamp, Target
 from servestate.planner.steps import (
     AwaitReady,
     Drain,
@@ -114,7 +114,8 @@ def _decode(reader: Callable[..., T], value: Any, what: str) -> T:
 
 def record_to_json(record: EndpointRecord) -> Json:
     """An endpoint record as JSON values."""
-    return {
+    history = {} if record.history is None else {"history": asdict(record.history)}
+    return history | {
         "name": record.name,
         "key": record.key,
         "owner": record.owner,
@@ -127,7 +128,13 @@ def record_to_json(record: EndpointRecord) -> Json:
 
 def _record_from(value: Json) -> EndpointRecord:
     targets = tuple(Target(e, w, tuple(parse_instance(a) for a in found)) for e, w, found in value["targets"])
-    return EndpointRecord(**{**value, "targets": targets})
+    history = _history_from(value["history"]) if "history" in value else None
+    return EndpointRecord(**{**value, "targets": targets, "history": history})
+
+
+def _history_from(value: Json) -> History:
+    created, changed = Stamp(**value["created"]), Stamp(**value["changed"])
+    return History(**{**value, "created": created, "changed": changed})
 
 
 def instance_to_json(instance: Instance) -> Json:

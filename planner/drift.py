@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from servestate.planner.handles import shown
 from servestate.planner.launch import ExternalSpec
 from servestate.planner.live import Live, LiveStatus
 from servestate.planner.match import changed_fields, strays
-from servestate.planner.state import Instance, Phase, State
+from servestate.planner.state import API_OWNER, API_VERB, EndpointRecord, Instance, Phase, State
 
 
 class DriftKind(StrEnum):
@@ -24,6 +25,7 @@ class DriftKind(StrEnum):
     UNKNOWN = "unknown"
     TABLE = "table"
     ROUTER = "router"
+    EDITED = "edited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,11 @@ class Drift:
 _EXPECTED_LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
 
 
-def find_drift(state: State, live: Live) -> list[Drift]:
-    """Every difference, by address. Interrupted intents are not drift: `settle` deals with them."""
+def find_drift(state: State, live: Live, changing: frozenset[str] = frozenset()) -> list[Drift]:
+    """Every difference, by address. Interrupted intents are not drift: `settle` deals with them. Of the
+    endpoints in `changing` also what was done to a bundle's through the API, which the plan is to undo."""
     found = [d for i in state.instances.values() if (d := _of_instance(i, live))]
+    found += [d for name in changing if (d := _edited(state.endpoints.get(name)))]
     found += [
         Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {shown(seen.handle)}")
         for seen in strays(state, live)
@@ -50,6 +54,18 @@ def find_drift(state: State, live: Live) -> list[Drift]:
     ]
     found += _of_table(state, live)
     return sorted(found, key=lambda d: (d.address, d.live))
+
+
+def _edited(record: EndpointRecord | None) -> Drift | None:
+    """What was changed through the API of an endpoint that is a bundle's, and by whom."""
+    if record is None or record.owner == API_OWNER or record.history is None:
+        return None
+    changed = record.history.changed
+    if changed.through != API_VERB:
+        return None
+    at = datetime.fromtimestamp(changed.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    recorded = f'as bundle "{record.owner}" was applied'
+    return Drift(record.name, DriftKind.EDITED, recorded, f"changed through the API by {changed.by} at {at}")
 
 
 def _is_reported(instance: Instance | None) -> bool:

@@ -83,8 +83,12 @@ def make_plan(
     surroundings: Surroundings = ALONE,
     *,
     destroy: bool = False,
+    scope: frozenset[str] | None = None,
 ) -> Plan:
     """The plan that takes the world from `live` to `desired`. Same arguments, same bytes.
+
+    With a `scope` it is of the endpoints of these names alone: `desired` holds no other, and whatever else
+    its owner has stays as it is.
 
     Raises InvalidInput when another owner's endpoint is in the way, when an endpoint without config has
     nothing to take it from, when an image is not to be had, or when something does not fit.
@@ -93,10 +97,11 @@ def make_plan(
     settled = settled_state(state, live)
     groups = by_entity(settled.instances.values())
     per_endpoint = _per_endpoint(groups)
-    unknown = strays(settled, live)
+    unknown = [one for one in strays(settled, live) if _within(one.address.endpoint, scope)]
     desired = pin(_configured(desired, settled, per_endpoint), groups, surroundings)
     matches = {e.name: _matches(e, per_endpoint.get(e.name, {}), unknown, live) for e in desired.endpoints}
-    ending = _ending(desired, settled, per_endpoint)
+    ours = {name: groups for name, groups in per_endpoint.items() if _within(name, scope)}
+    ending = _ending(desired, settled, ours)
     books = open_books(live, settled.instances, matches, ending, unknown)
     matches = _placed(matches, books, surroundings, live)
     drafts = _Drafts([], [], set())
@@ -105,7 +110,7 @@ def make_plan(
         mine = per_endpoint.get(endpoint.name, {})
         _plan_endpoint(endpoint, desired.bundle, record, mine, matches[endpoint.name], live, drafts)
     reason = Reason.NONE if destroy else Reason.NOT_CONFIGURED
-    _plan_deletions(desired, settled, per_endpoint, reason, drafts)
+    _plan_deletions(desired, settled, ours, reason, drafts, scope)
     _plan_leftovers(unknown, live, drafts)
     _plan_table(settled, live, drafts)
     nodes = with_pulls(drafts.nodes, surroundings)
@@ -118,7 +123,7 @@ def make_plan(
         desired_digest=desired.digest,
         # By text, as in the plan file: a plan that was read back is equal.
         observed=tuple(sorted(_observed(drafts.touched, live) + hosts_observed(nodes, surroundings))),
-        drift=tuple(find_drift(settled, live)),
+        drift=tuple(find_drift(settled, live, _changed(drafts.changes))),
         changes=tuple(drafts.changes),
         nodes=tuple(graph.build(nodes).nodes.values()),
         unchanged=drafts.unchanged,
@@ -238,13 +243,22 @@ def _matches(
     return found
 
 
+def _within(name: str, scope: frozenset[str] | None) -> bool:
+    return scope is None or name in scope
+
+
 def _plan_deletions(
-    desired: Resolved, state: State, per_endpoint: dict[str, _Groups], reason: Reason, drafts: _Drafts
+    desired: Resolved,
+    state: State,
+    per_endpoint: dict[str, _Groups],
+    reason: Reason,
+    drafts: _Drafts,
+    scope: frozenset[str] | None,
 ) -> None:
     wanted = {endpoint.name for endpoint in desired.endpoints}
     for name in sorted(state.endpoints.keys() - wanted):
         record = state.endpoints[name]
-        if record.owner != desired.bundle:
+        if record.owner != desired.bundle or not _within(name, scope):
             continue
         groups = [instances for _, instances in sorted(per_endpoint.get(name, {}).items())]
         drafts.changes += diff.delete_endpoint(record, groups, reason)
@@ -286,6 +300,11 @@ def _plan_table(state: State, live: Live, drafts: _Drafts) -> None:
         for n in drafts.nodes
     ]
     drafts.nodes.append(rewrite)
+
+
+def _changed(changes: Iterable[Change]) -> frozenset[str]:
+    """The endpoints that these changes are of."""
+    return frozenset(change.address.endpoint for change in changes)
 
 
 def _observed(touched: set[InstanceAddress], live: Live) -> tuple[tuple[str, Facts], ...]:

@@ -11,6 +11,7 @@ ready. The routes of an endpoint move in one step, after everything in them is r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -109,12 +110,28 @@ def _record(
 ) -> EndpointRecord:
     targets = tuple(Target(m.entity.name, m.entity.weight, (m.use,)) for m in matches)
     version = before.config_version if before else 0
-    if before is None or before.targets != targets:
+    if targets and (before is None or _is_another_config(before, desired.block, targets)):
         version += 1
     wanted = EndpointRecord(
         desired.name, desired.key, owner, desired.block, version, targets, desired.protected
     )
     return before if before is not None and _mean_the_same(before, wanted) else wanted
+
+
+def _is_another_config(before: EndpointRecord, block: str, targets: Sequence[Target]) -> bool:
+    """Whether the config is another one in the eyes of its clients: in what it says or in what answers. Which
+    replica of a revision that is does not count."""
+    if _answering(before.targets) != _answering(targets):
+        return True
+    return before.block != block and _config_of(before.block) != _config_of(block)
+
+
+def _answering(targets: Sequence[Target]) -> object:
+    return {(t.entity, t.weight, frozenset(a.revision for a in t.instances)) for t in targets}
+
+
+def _config_of(block: str) -> object:
+    return json.loads(block).get("config")
 
 
 def _mean_the_same(one: EndpointRecord, other: EndpointRecord) -> bool:
@@ -144,7 +161,7 @@ def _vacate(
         targets = tuple(
             replace(t, instances=tuple(a for a in t.instances if a not in vacated)) for t in record.targets
         )
-        without = replace(record, targets=targets, config_version=wanted.config_version)
+        without = replace(record, targets=targets, config_version=wanted.config_version, history=None)
         publish = publish_without_id(wanted.name)
         yield Node(publish, PublishTable(without))
         needs = (publish,)

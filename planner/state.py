@@ -66,10 +66,40 @@ class Target:
     instances: tuple[InstanceAddress, ...]
 
 
+API_OWNER = "api"
+"""Owns the endpoints that were made through the serving REST API; no bundle may be called so."""
+
+
+API_VERB = "api"
+"""What the API's writes are made through, see `Stamp.through`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Who wrote something, when (seconds since the epoch) and through which verb: `apply`, `api`,
+    `repair`."""
+
+    by: str
+    at: float
+    through: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Where an endpoint comes from. `serial` is that of the write that made it, so it tells one from another
+    of the same name; `changed` is the last write that changed what its block says."""
+
+    serial: int
+    created: Stamp
+    changed: Stamp
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
     """An endpoint as last applied. `block` is the canonical JSON of its normal form; `targets` are in
-    declared order, empty while it is withdrawn; `owner` is the bundle that may change it."""
+    declared order, empty while it is withdrawn; `owner` is the bundle that may change it, or `API_OWNER`.
+    `config_version` counts the configs that were active. `history` is None in a record of before there was
+    one; no comparison looks at it, since it says nothing of what is served."""
 
     name: str
     key: str
@@ -78,6 +108,7 @@ class EndpointRecord:
     config_version: int
     targets: tuple[Target, ...] = ()
     protected: bool = False
+    history: History | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +209,11 @@ class TableRewriteIntended:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The endpoint's routes are now those of `record`."""
+    """The endpoint's routes are now those of `record`. `stamp` says whose doing it is, None where nobody
+    told."""
 
     record: EndpointRecord
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +260,9 @@ def apply_event(state: State, event: Event) -> State:
     match event:
         case StrayStopIntended() | TableRewriteIntended():
             return replace(state, serial=serial)
-        case Published(record):
-            return _with_record(state, record, serial)
+        case Published(record, stamp):
+            history = _history(state, record, stamp, serial)
+            return _with_record(state, replace(record, history=history), serial)
         case Withdrawn(endpoint):
             return _with_record(state, replace(_endpoint(state, endpoint), targets=()), serial)
         case Forgotten(address):
@@ -242,7 +276,7 @@ def touched(event: Event) -> EndpointAddress | InstanceAddress | None:
     match event:
         case StrayStopIntended() | TableRewriteIntended():
             return None
-        case Published(record):
+        case Published(record, _):
             return EndpointAddress(record.name)
         case Withdrawn(endpoint):
             return endpoint
@@ -253,6 +287,19 @@ def touched(event: Event) -> EndpointAddress | InstanceAddress | None:
 def _with_record(state: State, record: EndpointRecord, serial: int) -> State:
     endpoints = {**state.endpoints, record.name: record}
     return replace(state, serial=serial, table_serial=serial, endpoints=endpoints)
+
+
+def _history(state: State, record: EndpointRecord, stamp: Stamp | None, serial: int) -> History | None:
+    """The history of a record that is published: a repair, which leaves the block as it is, changes nothing
+    in the eyes of its users."""
+    before = state.endpoints.get(record.name)
+    known = before.history if before is not None else None
+    if stamp is None:
+        return known
+    if before is None or known is None:
+        return History(serial, stamp, stamp)
+    same = (before.block, before.owner) == (record.block, record.owner)
+    return known if same else replace(known, changed=stamp)
 
 
 def _forget(state: State, address: EndpointAddress | InstanceAddress) -> State:

@@ -35,6 +35,7 @@ from servestate.planner.state import (
     Phase,
     Published,
     Registered,
+    Stamp,
     State,
     StopIntended,
     Stopped,
@@ -368,7 +369,7 @@ class Executor:
         if unready:
             raise StepFailed(f"not published: {', '.join(map(str, unready))} is not ready")
         reach("publish.before_intent")
-        await self._record(Published(step.record))
+        await self._record(Published(step.record, self._stamp()))
         reach("publish.after_intent")
         await self._write_table("publish")
 
@@ -416,6 +417,10 @@ class Executor:
         record = self.state.endpoints.get(address.endpoint)
         if record and any(address in target.instances for target in record.targets):
             raise StepFailed(f"not stopped: requests are still routed to {address}")
+
+    def _stamp(self) -> Stamp:
+        owner = self._lock.owner
+        return Stamp(owner.person, self._world.clock(), owner.verb)
 
     def _provider(self, spec: Spec) -> Provider:
         return self._world.providers[spec.provider]
