@@ -11,7 +11,8 @@ from servestate.planner.handles import shown
 from servestate.planner.launch import ExternalSpec
 from servestate.planner.live import Live, LiveStatus
 from servestate.planner.match import changed_fields, strays
-from servestate.planner.state import API_OWNER, API_VERB, EndpointRecord, Instance, Phase, State
+from servestate.planner.owners import API_OWNER, API_VERB
+from servestate.planner.state import EndpointRecord, Instance, Phase, State
 
 
 class DriftKind(StrEnum):

@@ -16,6 +16,7 @@ from servestate.planner.spec.bundle import Desired, DesiredEndpoint
 from servestate.planner.spec.endpoint import ServedEntity
 from servestate.planner.spec.normal import normal_form
 from servestate.planner.spec.site import DockerProvider, ModelVersion, Site
+from servestate.planner.throughput import NOTHING_KNOWN, Catalogue, throughput_problems
 from servestate.planner.timings import Timings, extra_args, extra_hosts, timings
 
 
@@ -65,9 +66,15 @@ class _Findings:
         self.found.append(Diagnostic(code, what, fix, where))
 
 
-def resolve(desired: Desired, supported_providers: frozenset[str]) -> Resolved:
-    """Every endpoint with its launch specs. Raises InvalidInput with all that cannot be resolved."""
+def resolve(
+    desired: Desired, supported_providers: frozenset[str], catalogue: Catalogue = NOTHING_KNOWN
+) -> Resolved:
+    """Every endpoint with its launch specs. `catalogue` says of foundation models in which steps throughput
+    is given. Raises InvalidInput with all that cannot be resolved."""
     findings = _Findings(desired)
+    for endpoint in desired.endpoints:
+        for problem in throughput_problems(endpoint.spec, desired.site, catalogue):
+            findings.error(problem.code, endpoint.spec.name, problem.path, problem.what, problem.fix)
     endpoints = tuple(_endpoint(e, desired.site, findings, supported_providers) for e in desired.endpoints)
     if findings.found:
         raise InvalidInput(findings.found)

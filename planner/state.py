@@ -66,14 +66,6 @@ class Target:
     instances: tuple[InstanceAddress, ...]
 
 
-API_OWNER = "api"
-"""Owns the endpoints that were made through the serving REST API; no bundle may be called so."""
-
-
-API_VERB = "api"
-"""What the API's writes are made through, see `Stamp.through`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """Who wrote something, when (seconds since the epoch) and through which verb: `apply`, `api`,

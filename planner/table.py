@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from servestate.planner.access import Grant
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -45,13 +47,30 @@ class EntityRoute:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+LIMIT_KEYS = ("endpoint", "user", "user_group", "service_principal")
+"""Whom a limit can be for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimit:
+    """At most `calls` requests a minute: of everybody together (key `endpoint`), of each user (`user`), or of
+    the one that `principal` names (`user`, `user_group`, `service_principal`)."""
+
+    key: str
+    principal: str
+    calls: int
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointRoutes:
-    """An endpoint as the router sees it, entities in declared order (ties of the split go by it)."""
+    """An endpoint as the router sees it, entities in declared order (ties of the split go by it). `grants`
+    say who may query it; all of `limits` hold at once."""
 
     name: str
     config_version: int
     entities: tuple[EntityRoute, ...]
+    grants: tuple[Grant, ...] = ()
+    limits: tuple[CallLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+from servestate.planner.access import grants_in
 from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import ExternalSpec, Spec
 from servestate.planner.state import EndpointRecord, Instance, State, Target
-from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, RoutingTable
+from servestate.planner.table import Backend, CallLimit, Credential, EndpointRoutes, EntityRoute, RoutingTable
 
 
 def build_table(state: State) -> RoutingTable:
@@ -18,7 +21,18 @@ def build_table(state: State) -> RoutingTable:
 
 def _endpoint(record: EndpointRecord, state: State) -> EndpointRoutes:
     entities = tuple(_entity(target, record, state) for target in record.targets)
-    return EndpointRoutes(record.name, record.config_version, entities)
+    grants, limits = grants_in(record.block), limits_in(record.block)
+    return EndpointRoutes(record.name, record.config_version, entities, grants, limits)
+
+
+def limits_in(block: str) -> tuple[CallLimit, ...]:
+    """The limits of calls in an endpoint's block, canonical JSON of its normal form, in either spelling."""
+    if '"rate_limits"' not in block:  # most have none, and parsing costs
+        return ()
+    found = json.loads(block)
+    written = (found.get("ai_gateway", {}).get("rate_limits", {}), found.get("rate_limits", {}))
+    limits = [limit for spelling in written for limit in spelling.values() if "calls" in limit]
+    return tuple(CallLimit(x.get("key", "endpoint"), x.get("principal", ""), x["calls"]) for x in limits)
 
 
 def _entity(target: Target, record: EndpointRecord, state: State) -> EntityRoute:

@@ -13,8 +13,17 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from servestate.planner.access import Grant, Kind, Level
 from servestate.planner.revision import canonical_json, digest
-from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, RoutingTable
+from servestate.planner.table import (
+    LIMIT_KEYS,
+    Backend,
+    CallLimit,
+    Credential,
+    EndpointRoutes,
+    EntityRoute,
+    RoutingTable,
+)
 
 FORMAT_VERSION = 1
 """Raised when a reader of the old format would misread the new one."""
@@ -145,6 +154,8 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
     name = fields.text("name", _NAME)
     config_version = fields.take("config_version", int)
     entities = fields.each("entities", _entity)
+    grants = fields.each("grants", _grant) if fields.has("grants") else ()  # older tables have neither
+    limits = fields.each("limits", _limit) if fields.has("limits") else ()
     fields.done()
     where = f"endpoint {name!r}"
     if not entities:
@@ -153,7 +164,21 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
     total = sum(entity.weight for entity in entities)
     if total != 100:
         raise ValueError(f"{where}: weights add up to {total}, not 100")
-    return EndpointRoutes(name, config_version, entities)
+    return EndpointRoutes(name, config_version, entities, grants, limits)
+
+
+def _grant(fields: _Fields) -> Grant:
+    level, kind, name = fields.take("level", int), fields.take("kind", str), fields.take("name", str)
+    fields.done()
+    return Grant(Level(level), Kind(kind), name)
+
+
+def _limit(fields: _Fields) -> CallLimit:
+    limit = CallLimit(fields.take("key", str), fields.take("principal", str), fields.take("calls", int))
+    fields.done()
+    if limit.key not in LIMIT_KEYS or limit.calls <= 0:
+        raise ValueError(f"{fields.where}: {limit} limits nothing")
+    return limit
 
 
 def _entity(fields: _Fields) -> EntityRoute:

@@ -227,5 +227,6 @@ def test_a_wheel_holds_exactly_the_files_of_the_packages(tmp_path: Path) -> None
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         about = {name.partition("/")[2] for name in archive.namelist() if ".dist-info/" in name}
     wanted = {f"servestate/{path.relative_to(ROOT)}" for path in sources()}
-    assert packed == wanted | {f"servestate/{tree}/py.typed" for tree in TREES}
+    data = {f"servestate/{tree}/py.typed" for tree in TREES} | {"servestate/runtime/foundation_models.yaml"}
+    assert packed == wanted | data
     assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}

@@ -45,7 +45,12 @@ def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, tuple[str, .
 
 def legacy_limits(endpoint: Endpoint, report: Report) -> None:
     """R22 for limits of the old spelling."""
+    seen: set[str] = set()
     for index, limit in enumerate(endpoint.rate_limits):
+        if limit.key in seen:
+            what = f"rate limit {index + 1} repeats an earlier one"
+            report.error("SS126", what, "keep one per key", "rate_limits", index)
+        seen.add(limit.key)
         if limit.renewal_period != "minute":
             what = f'rate limit {index + 1} has a renewal_period other than "minute"'
             report.error("SS126", what, "use minute", "rate_limits", index, "renewal_period")

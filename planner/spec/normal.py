@@ -25,8 +25,9 @@ _OPTIONAL = (
 def normal_form(endpoint: Endpoint) -> dict[str, Any]:
     """`endpoint`, which `load()` has completed, as plain JSON values. What is not set is left out.
 
-    Left out as well, because it is never compared (N8): `rate_limits` of the old spelling, `budget_policy_id`
-    and `burst_scaling_enabled`.
+    Left out as well, because it is never compared (N8): `burst_scaling_enabled`. `rate_limits` of the old
+    spelling and `budget_policy_id` are in it, though the vendor's API does not return them: here the first is
+    enforced and the second is echoed, so a change of either is one.
     """
     form: dict[str, Any] = {
         "name": endpoint.name,
@@ -38,6 +39,8 @@ def normal_form(endpoint: Endpoint) -> dict[str, Any]:
         form["config"] = _config(endpoint.config, ordered=endpoint.fallback)
     if endpoint.ai_gateway is not None and (gateway := _gateway(endpoint.ai_gateway)):
         form["ai_gateway"] = gateway
+    _put(form, "rate_limits", {limit.key: _given(limit) for limit in endpoint.rate_limits})
+    _put(form, "budget_policy_id", endpoint.budget_policy_id)
     if endpoint.email_notifications is not None:
         _put(form, "email_notifications", _given(endpoint.email_notifications))
     if endpoint.telemetry_config is not None:

@@ -261,7 +261,7 @@ RULES: tuple[Rule, ...] = (
     support.provider,  # SS130
     support.azure,  # SS131
     support.task,  # SS132
-    support.rate_limits,  # SS133
+    support.token_limits,  # SS133
     support.fallback,  # SS134
     support.guardrails,  # SS135
     support.inference_table,  # SS136

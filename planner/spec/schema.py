@@ -161,15 +161,15 @@ def _model_at(kind: type[BaseModel], path: Path) -> type[BaseModel] | None:
     model: type[BaseModel] | None = kind
     for part in path:
         if model is not None and isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation)
+            model = model_in(model.model_fields[part].annotation)
     return model
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside `X | None`, `tuple[X, …]` or `dict[str, X]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return next((found for arg in get_args(annotation) if (found := model_in(arg))), None)
 
 
 def _wrong_value(block: Block, path: Path, detail: ErrorDetails, findings: Findings) -> None:
@@ -185,7 +185,7 @@ def _wrong_value(block: Block, path: Path, detail: ErrorDetails, findings: Findi
 def _expected(detail: ErrorDetails) -> str:
     if detail["type"] == WANTED:
         return detail["msg"]
-    if detail["type"] == "literal_error":
+    if detail["type"] in ("literal_error", "enum"):
         return f"one of {detail['ctx']['expected']}".replace(" or ", ", ").replace("'", "")
     if detail["type"] in _BOUNDS:
         return _BOUNDS[detail["type"]].format(**detail["ctx"])

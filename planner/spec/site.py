@@ -6,11 +6,13 @@ processes, listeners on loopback.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from servestate.planner.access import Right
 from servestate.planner.launch import LOCAL
 from servestate.planner.spec.endpoint import WorkloadType as WorkloadTypeName
 from servestate.planner.spec.engine_options import (
@@ -26,9 +28,11 @@ WORKLOAD_TYPES: tuple[str, ...] = get_args(WorkloadTypeName)
 
 
 class Listener(Schema):
-    """`listen` is HOST:PORT."""
+    """`listen` is HOST:PORT. `plaintext` says that http without TLS is meant, which a listener beyond this
+    machine has to say: a proxy in front of it ends TLS."""
 
     listen: str
+    plaintext: Flag = False
 
     @property
     def host(self) -> str:
@@ -45,6 +49,39 @@ class SecretsBackend(Schema):
     """Where `{{secrets/scope/key}}` is looked up: `env` reads SERVESTATE_SECRET_<SCOPE>__<KEY>."""
 
     backend: Literal["env"] = "env"
+
+
+class AccessToken(Schema):
+    """A bearer token, by its SHA-256 (64 hex digits) or as a secret reference, and whose it is: exactly one
+    user or service principal, in `groups`, with `rights` beside the grants on single endpoints. It counts
+    until `expires` (RFC 3339), for ever where that is left out."""
+
+    user_name: str = ""
+    service_principal_name: str = ""
+    groups: tuple[str, ...] = ()
+    sha256: str = ""
+    secret: str = ""
+    rights: tuple[Right, ...] = ()
+    expires: str = ""
+
+    @property
+    def expires_at(self) -> float | None:
+        """The moment in seconds since the epoch. Raises ValueError where it is none."""
+        if not self.expires:
+            return None
+        moment = datetime.fromisoformat(self.expires)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+class Access(Schema):
+    """Who may call. Without `tokens` everybody who reaches the listeners may do everything, so they stay on
+    this machine. `hosts` are further names that the management listener is called by. `secret_scopes` are
+    those that requests may refer to, all where it is left out: whoever names a secret and the URL that it is
+    sent to has it."""
+
+    tokens: tuple[AccessToken, ...] = ()
+    hosts: tuple[str, ...] = ()
+    secret_scopes: tuple[str, ...] | None = None
 
 
 class DeclaredGpu(Schema):
@@ -188,10 +225,21 @@ class ModelVersion(_Timings):
     mlflow: MlflowOptions | None = None
 
 
+class Optimization(Schema):
+    """In which steps provisioned throughput of a model is sold: tokens per second (`throughput_chunk_size`)
+    or model units (`model_unit_chunk_size`). `model_type` is its family, for people."""
+
+    model_type: str = ""
+    throughput_chunk_size: Whole | None = Field(default=None, ge=1)
+    model_unit_chunk_size: Whole | None = Field(default=None, ge=1)
+
+
 class Model(Schema):
-    """What an `entity_name` means here: its versions, and the task (`llm/v1/chat`, …; "" = any)."""
+    """What an `entity_name` means here: its versions, and the task (`llm/v1/chat`, …; "" = any).
+    `optimization` is for models that the catalogue of foundation models does not know by their name."""
 
     task: str = ""
+    optimization: Optimization | None = None
     versions: dict[str, ModelVersion] = Field(default_factory=dict)
 
 
@@ -227,6 +275,7 @@ class Site(Schema):
     router: Listener = Listener(listen="127.0.0.1:8080")
     management: Listener = Listener(listen="127.0.0.1:8081")
     secrets: SecretsBackend = SecretsBackend()
+    access: Access = Access()
     providers: Providers = Providers()
     workload_types: Annotated[dict[_ClassName, WorkloadType], BeforeValidator(_with_every_class)] = Field(
         default_factory=lambda: dict(_EVERY_CLASS_LOCAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from servestate.planner.spec import docker_rules, engine_rules, reserved_rules
+from servestate.planner.spec import access_rules, docker_rules, engine_rules, reserved_rules
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.report import Report
@@ -123,4 +123,7 @@ SITE_RULES: tuple[Rule, ...] = (
     docker_rules.images,  # SS193
     engine_rules.parallelism,  # SS194
     reserved_rules.in_site,  # SS195, also a rule of endpoints
+    access_rules.tokens,  # SS197
+    access_rules.beyond_this_machine,  # SS198
+    access_rules.hosts,  # SS199
 )

@@ -69,13 +69,13 @@ def task(endpoint: Endpoint, report: Report) -> None:
             )
 
 
-def rate_limits(endpoint: Endpoint, report: Report) -> None:
-    """Limits, in either spelling."""
-    what, fix = "rate limits are not supported yet, so they would not limit anything", "remove rate_limits"
-    if endpoint.rate_limits:
-        report.error("SS133", what, fix, "rate_limits")
-    if endpoint.ai_gateway is not None and endpoint.ai_gateway.rate_limits:
-        report.error("SS133", what, fix, "ai_gateway", "rate_limits")
+def token_limits(endpoint: Endpoint, report: Report) -> None:
+    """Limits of tokens; those of calls are kept."""
+    for index, limit in enumerate(endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()):
+        if limit.tokens is not None:
+            what = "limits of tokens are not supported yet, so this one would not limit anything"
+            at = ("ai_gateway", "rate_limits", index, "tokens")
+            report.error("SS133", what, "limit calls instead", *at)
 
 
 def fallback(endpoint: Endpoint, report: Report) -> None:

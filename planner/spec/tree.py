@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from servestate.planner.owners import API_OWNER
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.frame import framed
 from servestate.planner.spec.layers import join
@@ -82,6 +83,10 @@ def _named(root: Block, scope: Scope) -> tuple[str, Block]:
     """The bundle's name, and the endpoints with the prefix that a preset puts before theirs."""
     bundle, presets = _child(root, "bundle"), _child(root, "presets")
     scope.bundle = _text(scope, bundle, ("bundle", "name")) or DEFAULT_BUNDLE
+    if scope.bundle == API_OWNER:
+        what = f'no bundle can be called "{API_OWNER}": that owns what is made through the API'
+        mark = bundle.marks_of("name")[1]
+        scope.findings.error("SS128", what, "choose another name", mark, ("bundle", "name"))
     endpoints = _child(_child(root, "resources"), "model_serving_endpoints")
     if "name_prefix" in presets:
         prefix = _text(scope, presets, ("presets", "name_prefix"))

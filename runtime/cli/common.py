@@ -18,6 +18,7 @@ from servestate.planner.spec.site import Site
 from servestate.planner.state import State
 from servestate.planner.surroundings import Surroundings
 from servestate.providers.protocol import Provider
+from servestate.runtime.catalogue import foundation_models
 from servestate.runtime.cli.output import Usage, show_diagnostics
 from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
 from servestate.runtime.refresh import refresh
@@ -138,4 +139,4 @@ def resolve_desired(desired: Desired, *, destroy: bool) -> Resolved:
     """What to plan for: everything that is configured, or with `destroy` nothing of this bundle."""
     if destroy:
         return Resolved(desired.bundle, (), "destroy")
-    return resolve(desired, SUPPORTED_PROVIDERS)
+    return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())

@@ -151,12 +151,8 @@ def test_a_provider_that_is_not_supported_yet_is_refused_by_name() -> None:
     assert refused(MIXED_PROVIDERS) == ['SS130 the external provider "anthropic" is not supported yet']
 
 
-def test_rate_limits_are_refused_and_the_rest_of_the_body_is_fine() -> None:
-    assert refused(EMBEDDINGS) == [
-        "SS133 rate limits are not supported yet, so they would not limit anything"
-    ]
-    without = {key: value for key, value in EMBEDDINGS.items() if key != "rate_limits"}
-    (endpoint,) = load_body(without).endpoints
+def test_a_limit_of_calls_is_part_of_what_is_desired() -> None:
+    (endpoint,) = load_body(EMBEDDINGS).endpoints
     assert normal_form(endpoint.spec) == {
         "name": "openai_endpoint",
         "description": "",
@@ -176,6 +172,7 @@ def test_rate_limits_are_refused_and_the_rest_of_the_body_is_fine() -> None:
             ],
             "routes": {"openai_embeddings": 100},
         },
+        "rate_limits": {"user": {"calls": 100, "key": "user", "renewal_period": "minute"}},
     }
 
 
