@@ -24,12 +24,13 @@ def read_version(path: Path, lineage: str) -> int | None:
     return version if found == lineage else None
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write, fsync, rename, fsync the folder. Raises OSError; the old content is then still there."""
+def write_durably(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write, fsync, rename, fsync the folder. Raises OSError; the old content is then still there. `mode` is
+    that of the file, less what the process's mask takes away."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

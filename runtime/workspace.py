@@ -45,10 +45,24 @@ class Workspace:
 
     @property
     def control_path(self) -> Path:
-        """The router's control socket. A path too long for a socket is replaced by a short one, the same
-        by whichever link, with whatever TMPDIR and by whom the folder is reached: an apply that looks
-        elsewhere than the router would take it for not running, and stop what it still routes to."""
-        path = (self.folder / f"{self.prefix}router.sock").resolve()
+        """The router's control socket."""
+        return self._socket("router.sock")
+
+    @property
+    def api_path(self) -> Path:
+        """The socket of the management API, which the router relays to."""
+        return self._socket("api.sock")
+
+    @property
+    def keyring_path(self) -> Path:
+        """Who may call, as the router learns it."""
+        return self.folder / f"{self.prefix}access.json"
+
+    def _socket(self, name: str) -> Path:
+        """The path of a socket. One too long for a socket is replaced by a short one, the same by whichever
+        link, with whatever TMPDIR and by whom the folder is reached: an apply that looks elsewhere than the
+        router would take it for not running, and stop what it still routes to."""
+        path = (self.folder / f"{self.prefix}{name}").resolve()
         if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
             return path
         name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
