@@ -7,7 +7,7 @@ import contextlib
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -49,6 +49,10 @@ class Finished:
     signal: int = 0
 
 
+Attend = Callable[[Executor, Plan, Live, Reporter], Awaitable[Finished]]
+"""Runs the executor, and ends it early where somebody wants that."""
+
+
 def carry_out(
     workspace: Workspace,
     plan: Plan,
@@ -56,8 +60,10 @@ def carry_out(
     owner: Owner,
     reporter: Reporter,
     lock_timeout_s: float,
+    attend: Attend | None = None,
 ) -> Stale | Finished:
-    """Apply `plan` under the lock if the world is still the one it was made against.
+    """Apply `plan` under the lock if the world is still the one it was made against. `attend` ends it early
+    where it should; without, signals of this process do.
 
     Raises LockHeld when somebody else still holds the lock after `lock_timeout_s`, and StoreError when the
     state cannot be read or written before anything was done.
@@ -73,7 +79,9 @@ def carry_out(
     with _locked(store, owner, lock_timeout_s, reporter) as lock:
         state = store.read()
         assert state is not None, "create() has made one"
-        return asyncio.run(_apply(workspace, plan, desired_digest, state, lock, reporter))
+        return asyncio.run(
+            _apply(workspace, plan, desired_digest, state, lock, reporter, attend or _run_until_signal)
+        )
 
 
 def wait_for_lock(store: StateStore, timeout_s: float, tell: Callable[[str], None]) -> None:
@@ -128,6 +136,7 @@ async def _apply(
     state: State,
     lock: Lock,
     reporter: Reporter,
+    attend: Attend,
 ) -> Stale | Finished:
     live, stale = await _look(workspace, plan, desired_digest, state)
     if stale is not None:
@@ -141,7 +150,7 @@ async def _apply(
     )
     executor = Executor(world, state, lock, reporter)
     async with _heartbeat(workspace.store, lock, executor):
-        finished = await _run_until_signal(executor, plan, live, reporter)
+        finished = await attend(executor, plan, live, reporter)
         if finished.outcome.complete:
             try:
                 await routed(workspace, executor.state)

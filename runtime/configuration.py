@@ -48,6 +48,16 @@ def has_configuration(path: Path) -> bool:
     return not path.is_dir() or any(_yaml_files(path))
 
 
+def documents_of(path: Path) -> list[Document]:
+    """The files of a configuration, included ones too, as they are. Raises InvalidInput."""
+    return list(_documents(path))
+
+
+def configuration_files(path: Path) -> list[Path]:
+    """The files that `path` itself names: those of a folder, or the one. Raises InvalidInput."""
+    return list(_yaml_files(path)) if path.is_dir() else [path]
+
+
 def _documents(path: Path) -> Iterator[Document]:
     root = root_of(path)
     files = [path] if not path.is_dir() else list(_yaml_files(path))

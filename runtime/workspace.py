@@ -17,6 +17,7 @@ from servestate.planner.spec.site import DockerProvider, Site
 from servestate.planner.state import State
 from servestate.providers import identity
 from servestate.providers.engine_keys import EngineKeys
+from servestate.providers.kept_secrets import KeptSecrets
 from servestate.providers.protocol import Provider, TransientError
 from servestate.providers.secrets import EnvSecrets, Redactor, Secrets
 from servestate.runtime.store.protocol import Owner, StateStore, StoreError
@@ -71,7 +72,23 @@ class Workspace:
     @property
     def secrets(self) -> Secrets:
         """The backend that secret references resolve through, the keys of engines among them."""
-        return EngineKeys(self.folder / f"{self.prefix}engine.key", EnvSecrets(os.environ))
+        kept = KeptSecrets(self.kept_secrets_path, EnvSecrets(os.environ))
+        return EngineKeys(self.folder / f"{self.prefix}engine.key", kept)
+
+    @property
+    def kept_secrets_path(self) -> Path:
+        """The secrets that came with requests to the API."""
+        return self.folder / f"{self.prefix}api-secrets.json"
+
+    @property
+    def ledger_path(self) -> Path:
+        """What the API has promised and not done yet."""
+        return self.folder / f"{self.prefix}api.db"
+
+    @property
+    def audit_path(self) -> Path:
+        """Who changed what through the API."""
+        return self.folder / f"{self.prefix}audit.jsonl"
 
     def providers(self, state: State) -> Mapping[str, Provider]:
         """Every provider that this site or `state` needs, by name: what is recorded can be ended also where

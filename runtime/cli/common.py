@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.live import Live
@@ -16,15 +14,10 @@ from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.spec.bundle import Desired
 from servestate.planner.spec.site import Site
 from servestate.planner.state import State
-from servestate.planner.surroundings import Surroundings
-from servestate.providers.protocol import Provider
 from servestate.runtime.catalogue import foundation_models
 from servestate.runtime.cli.output import Usage, show_diagnostics
 from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
-from servestate.runtime.refresh import refresh
-from servestate.runtime.router_link import router_trouble
-from servestate.runtime.survey import survey
-from servestate.runtime.table_file import read_version
+from servestate.runtime.look import look_around, pull_policy, state_of
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS, Workspace, open_workspace
 
 
@@ -62,22 +55,6 @@ def workspace_of(arguments: argparse.Namespace) -> Workspace:
     return open_workspace(root_of(arguments.file), load_configuration(options(arguments)).site)
 
 
-def look(workspace: Workspace) -> tuple[State, Live]:
-    """State and live now. Where there is no state yet, an empty one of a fresh lineage."""
-    state = workspace.store.read() or State(str(uuid.uuid4()))
-    return state, asyncio.run(see(workspace, workspace.providers(state), state))
-
-
-async def see(workspace: Workspace, providers: Mapping[str, Provider], state: State) -> Live:
-    """Live, of these providers, and whether a running router routes as it should."""
-    table_version = read_version(workspace.table_path, state.lineage)
-    live, trouble = await asyncio.gather(
-        refresh(providers, state.lineage, state, table_version),
-        router_trouble(workspace.control_path, workspace.table_path, state.table_serial),
-    )
-    return replace(live, router_trouble=trouble)
-
-
 def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
     """Load, look, plan. Raises InvalidInput and StoreError."""
     # What is made here lives until the verb ends and has no cycles; collecting it over and over costs a
@@ -97,31 +74,11 @@ def _situation(arguments: argparse.Namespace, destroy: bool) -> Situation:
         desired = desired_of(arguments)
         workspace = open_workspace(root_of(arguments.file), desired.site)
         resolved = resolve_desired(desired, destroy=destroy)
-    state, live, surroundings = asyncio.run(
-        _look_around(workspace, resolved, _pull_policy(arguments, workspace))
-    )
+    state = state_of(workspace)
+    pull = pull_policy(workspace, arguments.pull)
+    live, surroundings = asyncio.run(look_around(workspace, resolved, state, pull))
     plan = make_plan(resolved, state, live, surroundings, destroy=destroy)
     return Situation(workspace, resolved, state, live, plan)
-
-
-def _pull_policy(arguments: argparse.Namespace, workspace: Workspace) -> str:
-    """What the command line says of images, else the site."""
-    given: str | None = arguments.pull
-    docker = workspace.site.providers.docker
-    return given or (docker.pull if docker is not None else "missing")
-
-
-async def _look_around(
-    workspace: Workspace, desired: Resolved, pull: str
-) -> tuple[State, Live, Surroundings]:
-    """State, live and surroundings now, everything asked at once."""
-    state = workspace.store.read() or State(str(uuid.uuid4()))
-    providers = workspace.providers(state)
-    live, surroundings = await asyncio.gather(
-        see(workspace, providers, state),
-        survey(desired, state.lineage, providers, workspace.secrets, workspace.root, pull),
-    )
-    return state, live, surroundings
 
 
 def _only_owner(workspace: Workspace) -> str:

@@ -17,8 +17,9 @@ from servestate.planner.plan import settled_state
 from servestate.planner.state import EndpointRecord, State
 from servestate.providers.protocol import TransientError
 from servestate.runtime import exit_codes
-from servestate.runtime.cli.common import see, workspace_of
+from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import say
+from servestate.runtime.look import see
 from servestate.runtime.router_link import router_status
 from servestate.runtime.supervision import (
     Condition,

@@ -20,13 +20,15 @@ LIMITED = "REQUEST_LIMIT_EXCEEDED"
 UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"
 TOO_SLOW = "DEADLINE_EXCEEDED"
 BROKEN = "INTERNAL_ERROR"
+UNAUTHENTICATED = "UNAUTHENTICATED"
+PERMISSION_DENIED = "PERMISSION_DENIED"
 
 _OPENAI_TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
 
 _UPSTREAM: dict[int, tuple[int, str]] = {
     400: (400, INVALID),
-    401: (401, "UNAUTHENTICATED"),
-    403: (403, "PERMISSION_DENIED"),
+    401: (401, UNAUTHENTICATED),
+    403: (403, PERMISSION_DENIED),
     404: (404, NO_SUCH_RESOURCE),
     405: (404, NO_SUCH_PATH),
     408: (504, TOO_SLOW),
@@ -42,7 +44,7 @@ _UPSTREAM: dict[int, tuple[int, str]] = {
 """Upstream status -> what goes out. Any other 4xx is BAD_REQUEST, the rest a broken engine reply."""
 
 # The databricks SDK repeats a call whose message holds one of these, whatever its status.
-_NEVER_SAID = (
+NEVER_SAID = (
     "unexpected error",
     "please try again later or try a faster operation",
     "rpc token bucket limit has been exceeded",
@@ -89,6 +91,11 @@ def refused(message: str, code: str = INVALID, status: int = 400, *, close: bool
     return Refused(Failure(status, code, message), close=close)
 
 
+def no_endpoint(name: str) -> Refused:
+    """Also for an endpoint that the caller may not know of."""
+    return refused(f"there is no endpoint {name!r}", NO_SUCH_RESOURCE, 404)
+
+
 def unavailable(message: str, retry_after: int = 1) -> Failure:
     """Nothing ran; the client may repeat it."""
     return Failure(503, UNAVAILABLE, message, retry_after)
@@ -118,7 +125,7 @@ def event(failure: Failure) -> bytes:
 
 def fields(failure: Failure) -> bytes:
     """The header lines that belong to `failure`, beside those of its body."""
-    lines = b""
+    lines = b"WWW-Authenticate: Bearer\r\n" if failure.status == 401 else b""
     if failure.retry_after:
         lines += b"Retry-After: %d\r\n" % failure.retry_after
     if failure.unsafe:
@@ -156,6 +163,6 @@ def _said(content: bytes) -> str:
     if isinstance(value, dict):
         value = value.get("message") or value.get("detail")
         value = value if isinstance(value, str) or value is None else orjson.dumps(value).decode()
-    if not isinstance(value, str) or any(phrase in value.lower() for phrase in _NEVER_SAID):
+    if not isinstance(value, str) or any(phrase in value.lower() for phrase in NEVER_SAID):
         return ""
     return value[:_MESSAGE_CHARACTERS]

@@ -71,6 +71,9 @@ class LostLock(Exception):
 class StateStore(Protocol):
     """One state. Methods raise StoreError when the storage fails."""
 
+    def stamp(self) -> object:
+        """Another value whenever the state may have changed; costs no reading of it."""
+
     def read(self) -> State | None:
         """The state now; None while there is none. Takes no lock and changes nothing."""
 

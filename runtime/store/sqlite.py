@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from servestate.planner.address import EndpointAddress
 from servestate.planner.codec import (
@@ -51,7 +51,12 @@ class SqliteStore:
     def __init__(self, path: Path, is_gone: Callable[[Owner], bool]) -> None:
         self._path = path
         self._is_gone = is_gone
+        self._remembered: dict[str, tuple[str, Any]] | None = None
         self._connection: sqlite3.Connection | None = None
+
+    def stamp(self) -> object:
+        """See `StateStore.stamp`."""
+        return tuple(map(_stamp, (self._path, self._path.with_name(f"{self._path.name}-wal"))))
 
     def read(self) -> State | None:
         """See `StateStore.read`."""
@@ -211,12 +216,28 @@ class SqliteStore:
             version, lineage, serial, table_serial = row.fetchone()
             if version != FORMAT_VERSION:
                 raise FormatError(f"it has format version {version}, this servestate reads {FORMAT_VERSION}")
-            endpoints = {name: decode_record(body) for name, body in _rows(connection, "endpoints")}
-            found = [decode_instance(body) for _, body in _rows(connection, "instances")]
+            records = [
+                self._decoded(name, body, decode_record) for name, body in _rows(connection, "endpoints")
+            ]
+            endpoints = {record.name: record for record in records}
+            found = [self._decoded(at, body, decode_instance) for at, body in _rows(connection, "instances")]
             instances = {instance.address: instance for instance in found}
         finally:
             connection.execute("ROLLBACK")
         return State(lineage, serial, table_serial, endpoints, instances)
+
+    def remember(self) -> None:
+        """Keep what was read: of a state that is read again and again, only what has changed is decoded."""
+        self._remembered = {}
+
+    def _decoded(self, key: str, body: str, decode: Callable[[str], _Answer]) -> _Answer:
+        if self._remembered is None:
+            return decode(body)
+        known = self._remembered.get(key)
+        if known is None or known[0] != body:
+            known = self._remembered[key] = (body, decode(body))
+        found: _Answer = known[1]
+        return found
 
     @contextmanager
     def _failing(self, verb: str) -> Iterator[None]:
@@ -245,6 +266,14 @@ _TABLES = {
     "endpoints": "SELECT name, body FROM endpoints ORDER BY name",
     "instances": "SELECT address, body FROM instances ORDER BY address",
 }
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> sqlite3.Cursor:

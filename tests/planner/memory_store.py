@@ -21,6 +21,9 @@ class MemoryStore:
         self.commits = 0
         self._ids = count(1)
 
+    def stamp(self) -> object:
+        return self.commits
+
     def read(self) -> State | None:
         return self.state
 

@@ -1,0 +1,177 @@
+"""What the handlers share: what is now, what is promised, who may call, and the ways to change something."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from servestate.planner.access import Caller, Level, grants_in, level_of
+from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.plan import Plan
+from servestate.planner.stages import routes_only
+from servestate.planner.state import EndpointRecord, State
+from servestate.providers.protocol import PermanentError, TransientError
+from servestate.runtime.api import goals
+from servestate.runtime.api.call import absent, invalid, unavailable
+from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
+from servestate.runtime.api.keeper import Answer, Keeper, Tell
+from servestate.runtime.api.ledger import Ledger, Status, Update
+from servestate.runtime.api.site import SiteSource
+from servestate.runtime.api.view import View
+from servestate.runtime.api.wording import said
+from servestate.runtime.keyring import Keyring
+from servestate.runtime.store.protocol import StoreError
+
+ANSWER_S = 10.0
+"""How long a request waits to be answered with more than that it is under way."""
+
+Edit = Callable[[dict[str, Any]], None]
+"""Changes the block of an endpoint (CreateServingEndpoint, without its config) in place."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """One of these, for all requests. `keyring` is replaced whole when the configuration changes."""
+
+    source: SiteSource
+    view: View
+    ledger: Ledger
+    hands: Hands
+    keyring: Keyring
+    tell: Tell
+    # Writes wait for the lock and for each other: they must not keep reads from their threads.
+    writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "write"))
+    _keepers: dict[str, Keeper] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # What is there.
+
+    def record(self, name: str) -> EndpointRecord:
+        """The record of that endpoint. Raises Refusal 404."""
+        record = self.view.state().endpoints.get(name)
+        if record is None:
+            raise no_endpoint(name)
+        return record
+
+    def level(self, caller: Caller, record: EndpointRecord | None) -> Level:
+        """What the caller may do with an endpoint; of one only promised so far, what its token says."""
+        return level_of(caller, grants_in(record.block) if record is not None else ())
+
+    # Changing something.
+
+    async def promise(self, update: Update) -> None:
+        """Put the update into the ledger and have it pursued; returns once it is done or under way. Raises
+        InvalidInput where it cannot be planned, and Refusal."""
+        self.ledger.put(update)
+        await self._answered(self._ask(update.endpoint))
+
+    async def delete(self, name: str, by: str) -> None:
+        """Have the endpoint deleted; returns once its name is free. Raises Refusal."""
+        if not await self._answered(self._ask(name, by)):
+            raise unavailable(f'"{name}" will be deleted as soon as the lock of another command is free', 5)
+
+    async def look_again(self, name: str) -> None:
+        """Have somebody look at what the endpoint shall be: what was promised of it has been taken back."""
+        await self._answered(self._ask(name))
+
+    async def edit(self, name: str, change: Edit, by: str) -> None:
+        """Change settings of the endpoint; nothing is started or stopped. Raises Refusal and InvalidInput."""
+
+        def make() -> tuple[Planned, Plan]:
+            def goal(state: State, workspace: Any) -> Any:
+                record = state.endpoints.get(name)
+                if record is None:
+                    raise no_endpoint(name)
+                block = goals.written_block(record)
+                block.pop("config", None)
+                change(block)
+                return goals.resolved(block, record, workspace.site)
+
+            planned = self.hands.plan(goal, frozenset({name}))
+            return planned, routes_only(planned.plan, planned.state)
+
+        await self.run(lambda: self.hands.do(make, by, Interrupt(), ANSWER_S))
+        self.view.state(now=True)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Do blocking work in a thread. Raises Refusal for what the world refuses."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.writers, work)
+        except Busy:
+            raise unavailable("another command holds the lock: try again in a moment", 2) from None
+        except (StoreError, TransientError, PermanentError) as error:
+            raise unavailable(said(str(error)), 2) from error
+
+    async def _answered(self, answer: Answer) -> bool:
+        """Wait for an answer; False where it takes too long."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await asyncio.shield(asyncio.wrap_future(answer))
+        except TimeoutError:
+            return False
+        except Interrupted:
+            raise unavailable("servestate is stopping", 5) from None
+        except (TransientError, StoreError) as error:
+            raise unavailable(said(str(error)), 2) from error
+        finally:
+            self.view.state(now=True)
+        return True
+
+    def _ask(self, name: str, deleted_by: str = "") -> Answer:
+        answer: Answer = Answer()
+        with self._lock:
+            keeper = self._keepers.get(name)
+            if keeper is not None and keeper.ask(answer, deleted_by):
+                return answer
+            keeper = self._keepers[name] = Keeper(name, self.hands, self.ledger, self.tell)
+            keeper.ask(answer, deleted_by)
+            # A daemon: what a second signal cuts short is in the ledger.
+            threading.Thread(target=self._keep, args=(keeper,), name=f"keeper {name}", daemon=True).start()
+        return answer
+
+    def _keep(self, keeper: Keeper) -> None:
+        try:
+            keeper.run()
+        finally:
+            with self._lock:
+                if self._keepers.get(keeper.name) is keeper:
+                    del self._keepers[keeper.name]
+
+    def resume(self) -> None:
+        """Go on with what was promised before this process began, and clear away what one before has left."""
+        for update in self.ledger.updates().values():
+            if update.status is Status.IN_PROGRESS:
+                self._ask(update.endpoint)
+
+    def stop(self) -> None:
+        """Let what is in flight finish, and wait for that."""
+        with self._lock:
+            keepers = list(self._keepers.values())
+        for keeper in keepers:
+            keeper.stop()
+        while self._keepers:
+            threading.Event().wait(0.05)
+        self.writers.shutdown(wait=True, cancel_futures=True)
+        self.ledger.close()
+
+
+def no_endpoint(name: str) -> Exception:
+    """The very same answer for one that is not there and one that the caller may not see."""
+    return absent(f"there is no endpoint {name!r}")
+
+
+def findings(error: InvalidInput) -> Exception:
+    """All that is wrong with a request, as a refusal: each finding with its place and its way out."""
+    lines = []
+    for found in error.diagnostics:
+        key = found.where.key if found.where is not None and found.where.key else ""
+        place = f"{key}: " if key and not found.what.startswith(key) else ""
+        detail = f" ({found.detail})" if found.detail else ""
+        fix = f"; fix: {found.fix}" if found.fix else ""
+        lines.append(f"{place}{found.code} {found.what}{detail}{fix}")
+    return invalid(said("\n".join(lines)))

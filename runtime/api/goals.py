@@ -1,0 +1,71 @@
+"""What an endpoint shall be, as something to plan for: a config that is wanted, what is recorded, or nothing.
+
+Pure, but for the site, which comes in as it is now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from servestate.planner.owners import API_OWNER
+from servestate.planner.resolve import Resolved, ResolvedEndpoint, resolve
+from servestate.planner.revision import canonical_json, digest
+from servestate.planner.spec.request import load_request
+from servestate.planner.spec.site import Site
+from servestate.planner.spec.written import written_form
+from servestate.planner.state import EndpointRecord
+from servestate.runtime.api.ledger import Update
+from servestate.runtime.catalogue import foundation_models
+from servestate.runtime.workspace import SUPPORTED_PROVIDERS
+
+
+def wanted(update: Update, record: EndpointRecord | None, site: Site) -> Resolved:
+    """The endpoint with the config of the update; all else of it as recorded, since that may have changed
+    meanwhile. Raises InvalidInput."""
+    block = dict(update.block) if record is None else {**written_block(record), "config": update.config}
+    return resolved(block, record, site, units=update.units)
+
+
+def resolved(
+    block: Mapping[str, Any], record: EndpointRecord | None, site: Site, *, units: bool = False
+) -> Resolved:
+    """An endpoint that a request describes, as its owner's. Raises InvalidInput with all that is wrong."""
+    owner = record.owner if record is not None else API_OWNER
+    key = record.key if record is not None else str(block.get("name", ""))
+    desired = load_request(block, site, owner, key, units=units)
+    return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+
+
+def as_recorded(record: EndpointRecord, site: Site) -> Resolved:
+    """The endpoint as it is. Its entities are those that it has, whatever the site says of their models by
+    now; only where one has nothing left that tells what it ran is the site asked."""
+    block = json.loads(record.block)
+    if "config" in block and not all(target.instances for target in record.targets):
+        return resolved(written_block(record), record, site, units=True)
+    return edited(record, block)
+
+
+def edited(record: EndpointRecord, form: Mapping[str, Any]) -> Resolved:
+    """The endpoint with other settings (`form` is a normal form), and the config that it has."""
+    kept = {key: value for key, value in form.items() if key != "config"}
+    block = canonical_json(kept)
+    endpoint = ResolvedEndpoint(record.name, record.key, block, (), record.protected)
+    return Resolved(record.owner, (endpoint,), digest([record.owner, block]))
+
+
+def nothing(owner: str) -> Resolved:
+    """No endpoint."""
+    return Resolved(owner, (), "nothing")
+
+
+def written_block(record: EndpointRecord) -> dict[str, Any]:
+    """The endpoint as a request would describe it."""
+    return written_form(json.loads(record.block), [target.entity for target in record.targets])
+
+
+def config_digest(record: EndpointRecord | None) -> str:
+    """What the config is known by, to notice that somebody has applied another; "" where there is none."""
+    config = json.loads(record.block).get("config") if record is not None else None
+    return digest(config) if config is not None else ""

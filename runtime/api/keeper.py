@@ -1,0 +1,316 @@
+"""Keepers: each sees to one endpoint for as long as there is something to do for it, in a thread of its own.
+
+A keeper always asks anew what its endpoint shall be: gone, the config of an update in the ledger, or what is
+recorded, of which it then only clears away what serves nothing. So a cancelled or failed update, a newer one
+and a crash are all the same to it, and two keepers never work on one endpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.owners import API_OWNER
+from servestate.planner.plan import Plan
+from servestate.planner.resolve import Resolved
+from servestate.planner.stages import (
+    at_once,
+    forgotten_first,
+    publishes,
+    retiring,
+    shortened,
+    waits,
+)
+from servestate.planner.state import EndpointRecord, State
+from servestate.planner.steps import Node
+from servestate.providers.protocol import PermanentError, TransientError
+from servestate.runtime.api import goals
+from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
+from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
+from servestate.runtime.api.waiting import FINISH_S, LAST_LOOK_S, wait_for
+from servestate.runtime.executor import Outcome
+from servestate.runtime.store.protocol import StoreError
+from servestate.runtime.workspace import Workspace
+
+PATIENCE_S = 3600.0
+"""How long an update waits for the lock; an apply holds it while its models load."""
+
+_RETRY_S = 1.0
+_TRIES = 5
+"""How often what is left over is tried to be cleared away; after that it is for the next apply."""
+
+Tell = Callable[[str, str], None]
+"""Takes an endpoint's name and what there is to say of it."""
+
+Answer = Future[None]
+"""Done once a request can be answered: what it asked for has happened or is under way. Fails with
+InvalidInput where it cannot be planned; nothing is changed then."""
+
+
+@dataclass(slots=True)
+class Errand:
+    """What a keeper is asked for beside the update in the ledger. `deleted_by` is who wants its endpoint
+    gone, "" for nobody; `answers` are requests that wait."""
+
+    deleted_by: str = ""
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Keeper:
+    """Sees to one endpoint. `run` is its thread's whole life; everything else may be called by any thread."""
+
+    def __init__(self, name: str, hands: Hands, ledger: Ledger, tell: Tell) -> None:
+        self.name = name
+        self._hands = hands
+        self._ledger = ledger
+        self._tell = tell
+        self._scope = frozenset({name})
+        self._lock = threading.Lock()
+        self._errand = Errand()
+        self._interrupt = Interrupt()
+        self._over = False
+        self.stopping = False
+
+    def ask(self, answer: Answer, deleted_by: str = "") -> bool:
+        """Look anew at what the endpoint shall be; False where the keeper has gone home already."""
+        with self._lock:
+            if self._over:
+                return False
+            self._errand.answers.append(answer)
+            self._errand.deleted_by = deleted_by or self._errand.deleted_by
+        self._interrupt.set()
+        return True
+
+    def stop(self) -> None:
+        """Finish what is in flight and end; what is promised stays in the ledger."""
+        self.stopping = True
+        self._interrupt.set()
+
+    def run(self) -> None:
+        """See to the endpoint until nothing is left to do."""
+        tries = 0
+        while not self.stopping and tries < _TRIES:
+            self._interrupt.clear()
+            if self.stopping:  # it came in the very moment of the clearing
+                break
+            try:
+                if self._work() and self._goes_home():
+                    return
+            except Interrupted:
+                continue
+            except Busy:
+                self._tell(self.name, "waits: somebody else holds the lock")
+            except (StoreError, TransientError, PermanentError, InvalidInput) as error:
+                tries += 1
+                self._failed(str(error))
+                self._pause()
+        self._give_up(Interrupted())
+
+    def _goes_home(self) -> bool:
+        with self._lock:
+            if self._errand.answers or self._errand.deleted_by or self._interrupt.is_set:
+                return False
+            self._over = True
+            return True
+
+    def _pause(self) -> None:
+        """Who does not answer is asked again a little later, unless there is something else to do."""
+        deadline = time.monotonic() + _RETRY_S
+        while not self._interrupt.is_set and time.monotonic() < deadline:
+            time.sleep(_RETRY_S / 20)
+
+    def _work(self) -> bool:
+        """Do what can be done now; whether nothing is left."""
+        with self._lock:
+            deleted_by = self._errand.deleted_by
+        if deleted_by:
+            self._delete(deleted_by)
+            return False
+        update = self._ledger.get(self.name)
+        if update is not None and update.status is Status.IN_PROGRESS:
+            self._pursue(update)
+            return False
+        self._answer()
+        return self._tidy()
+
+    # Deletion.
+
+    def _delete(self, by: str) -> None:
+        """Out of the routes and out of the state; what served is then ended as what serves nothing."""
+
+        def make() -> tuple[Planned, Plan]:
+            planned = self._hands.plan(self._gone, self._scope, destroy=True)
+            return planned, forgotten_first(planned.plan)
+
+        _, _, outcome = self._hands.do(make, by, Interrupt(), PATIENCE_S)
+        if not outcome.complete:
+            raise TransientError(_first_failure(outcome))
+        self._ledger.remove(self.name)
+        with self._lock:
+            self._errand.deleted_by = ""
+        self._answer()
+
+    def _gone(self, state: State, workspace: Workspace) -> Resolved:
+        record = state.endpoints.get(self.name)
+        return goals.nothing(record.owner if record is not None else API_OWNER)
+
+    # Updates.
+
+    def _pursue(self, update: Update) -> None:
+        """Take the update as far as it goes: until its config is active, or it has failed."""
+        waited: dict[str, str] = {}
+        while True:
+            try:
+                planned, now, outcome = self._stage(update, waited)
+            except InvalidInput as error:
+                self._refused(update, error)
+                return
+            except _Superseded as error:
+                self._end(update, Status.CANCELED, str(error), {})
+                return
+            if not outcome.complete:
+                self._not_done(update, outcome, planned, waited)
+                return
+            if not publishes(planned.plan) or any(_activates(node, self.name) for node in now.nodes):
+                self._ledger.remove(self.name)
+                self._answer()
+                return
+            self._answer()
+            if not now.nodes:
+                waited |= wait_for(waits(planned.plan), planned.state, planned.workspace, self._interrupt)
+
+    def _stage(self, update: Update, waited: dict[str, str]) -> tuple[Planned, Plan, Outcome]:
+        def make() -> tuple[Planned, Plan]:
+            planned = self._hands.plan(lambda s, w: self._wanted(update, s, w), self._scope)
+            now = at_once(planned.plan, waited)
+            if self.name not in planned.state.endpoints and len(now.nodes) < len(planned.plan.nodes):
+                return self._claim(update)
+            timeouts = {id: LAST_LOOK_S if why else FINISH_S for id, why in waited.items()}
+            return planned, shortened(now, timeouts)
+
+        return self._hands.do(make, update.by, self._interrupt, PATIENCE_S)
+
+    def _wanted(self, update: Update, state: State, workspace: Workspace) -> Resolved:
+        record = state.endpoints.get(self.name)
+        if goals.config_digest(record) != update.before:
+            owner = record.owner if record is not None else "somebody"
+            raise _Superseded(f'another config was applied meanwhile: see bundle "{owner}"')
+        return goals.wanted(update, record, workspace.site)
+
+    def _claim(self, update: Update) -> tuple[Planned, Plan]:
+        """The endpoint without its config: it has name and owner before anything is started for it."""
+        bare = {key: value for key, value in update.block.items() if key != "config"}
+        planned = self._hands.plan(lambda s, w: goals.resolved(bare, None, w.site), self._scope)
+        return planned, planned.plan
+
+    def _refused(self, update: Update, error: InvalidInput) -> None:
+        """It cannot be planned. Whoever waits for an answer gets that, and nothing has happened; a later
+        finding is a failure like any other."""
+        with self._lock:
+            answers, self._errand.answers = self._errand.answers, []
+        if answers:
+            self._ledger.remove(self.name)
+            for answer in answers:
+                answer.set_exception(error)
+        else:
+            self._end(update, Status.FAILED, str(error), {})
+
+    def _not_done(self, update: Update, outcome: Outcome, planned: Planned, waited: dict[str, str]) -> None:
+        if outcome.interrupted and not outcome.failed:
+            raise Interrupted
+        if outcome.lost is not None and not outcome.failed:
+            return  # the lock was broken: plan anew
+        addresses = {n.id: n.step.address for n in planned.plan.nodes if hasattr(n.step, "address")}
+        notes: dict[str, EntityNote] = {}
+        for id, why in outcome.failed.items():
+            entity = getattr(addresses.get(id), "entity", "")
+            if entity:
+                notes[entity] = EntityNote("DEPLOYMENT_FAILED", waited.get(id) or why)
+        self._end(update, Status.FAILED, _first_failure(outcome), notes)
+
+    def _end(self, update: Update, status: Status, message: str, notes: dict[str, EntityNote]) -> None:
+        names = [entity.get("name", "") for entity in update.config.get("served_entities", [])]
+        aborted = EntityNote("DEPLOYMENT_ABORTED", "the update has ended" if notes else message)
+        self._ledger.put(update.ended(status, message, {**dict.fromkeys(names, aborted), **notes}))
+        self._tell(self.name, f"{status}: {message.partition(chr(10))[0]}")
+        self._answer()
+
+    def _failed(self, why: str) -> None:
+        """The world cannot be looked at or written: an update fails, anything else is tried again."""
+        update = self._ledger.get(self.name)
+        if update is not None and update.status is Status.IN_PROGRESS:
+            self._end(update, Status.FAILED, why, {})
+        else:
+            self._tell(self.name, why)
+            self._give_up(TransientError(why))
+
+    # What serves nothing.
+
+    def _tidy(self) -> bool:
+        """End what is left over; whether there was nothing."""
+
+        def make() -> tuple[Planned, Plan]:
+            planned = self._hands.plan(self._recorded, self._scope)
+            record = planned.state.endpoints.get(self.name)
+            whole = record is None or all(target.instances for target in record.targets)
+            plan = retiring(planned.plan, planned.state) if whole else planned.plan
+            return planned, plan
+
+        def stage() -> tuple[Planned, Plan]:
+            planned, plan = make()
+            found.append(plan)
+            return planned, shortened(at_once(plan, waited), dict.fromkeys(waited, FINISH_S))
+
+        waited: dict[str, str] = {}
+        while True:
+            found: list[Plan] = []
+            planned, now, outcome = self._hands.do(stage, API_OWNER, self._interrupt, PATIENCE_S)
+            plan = found[-1]
+            if not plan.nodes:
+                return True
+            if not outcome.complete:
+                if outcome.interrupted:
+                    raise Interrupted
+                raise TransientError(_first_failure(outcome))
+            if not now.nodes:
+                waited |= wait_for(waits(plan), planned.state, planned.workspace, self._interrupt)
+
+    def _recorded(self, state: State, workspace: Workspace) -> Resolved:
+        record = state.endpoints.get(self.name)
+        return goals.nothing(API_OWNER) if record is None else goals.as_recorded(record, workspace.site)
+
+    # Answers.
+
+    def _answer(self) -> None:
+        with self._lock:
+            answers, self._errand.answers = self._errand.answers, []
+        for answer in answers:
+            answer.set_result(None)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._lock:
+            self._over = isinstance(error, Interrupted)
+            answers, self._errand.answers = self._errand.answers, []
+        for answer in answers:
+            answer.set_exception(error)
+
+
+class _Superseded(Exception):
+    """Somebody has applied another config since the update began."""
+
+
+def _activates(node: Node, name: str) -> bool:
+    record: EndpointRecord | None = getattr(node.step, "record", None)
+    return (
+        record is not None and record.name == name and node.id == f"publish:{name}" and bool(record.targets)
+    )
+
+
+def _first_failure(outcome: Outcome) -> str:
+    if outcome.failed:
+        return next(iter(outcome.failed.values()))
+    return str(outcome.lost) if outcome.lost is not None else "interrupted"
