@@ -1,0 +1,191 @@
+"""What a client of one kind cannot show alone: splits, limits, updates under load, restarts, two sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+import requests
+
+from tests.cli.harness import until
+from tests.clients.harness import (
+    ADMIN,
+    CHAT,
+    STANDING,
+    Server,
+    Upstream,
+    endpoint,
+    external,
+    hosted,
+    ok,
+    routes,
+    serving,
+    start,
+    stop,
+)
+
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def ask(server: Server, name: str, token: str = "any-token") -> requests.Response:
+    return server.ask(f"/{name}/invocations", HELLO, token)
+
+
+def until_routed(server: Server, name: str) -> None:
+    until(lambda: ask(server, name).status_code == 200, f"{name} is routed", 5)
+
+
+def content(answer: requests.Response) -> str:
+    return str(ok(answer)["choices"][0]["message"]["content"])
+
+
+# Splits.
+
+
+def test_split_is_exact(server: Server, far: Upstream) -> None:
+    entities = [external(name, far.url) for name in ("a", "b", "c")]
+    ok(server.call("POST", "", endpoint("split", *entities, a=90, b=10, c=0)))
+    until_routed(server, "split")
+    counted = Counter(ask(server, "split").headers["served-model-name"] for _ in range(100))
+    assert counted == {"a": 90, "b": 10}
+    ok(server.call("PUT", "/split/config", {"traffic_config": routes(a=0, b=50, c=50)}))
+    until(lambda: ask(server, "split").headers["served-model-name"] != "a", "the traffic has moved", 5)
+    counted = Counter(ask(server, "split").headers["served-model-name"] for _ in range(20))
+    assert counted == {"b": 10, "c": 10}
+
+
+# Limits of calls.
+
+
+def answers(server: Server, token: str, times: int) -> list[int]:
+    """The statuses of that many requests; every refusal says when to come back."""
+    said = [ask(server, "limited", token) for _ in range(times)]
+    for one in said:
+        if one.status_code != 200:
+            assert one.json()["error_code"] == "REQUEST_LIMIT_EXCEEDED"
+            assert 1 <= int(one.headers["retry-after"]) <= 120
+    return [one.status_code for one in said]
+
+
+def limited(far: Upstream, **more: Any) -> dict[str, Any]:
+    return {**endpoint("limited", external("far", far.url)), **more}
+
+
+def limit(calls: int, key: str, **more: str) -> dict[str, Any]:
+    return {"calls": calls, "key": key, "renewal_period": "minute", **more}
+
+
+@pytest.mark.parametrize("spelling", ["rate_limits", "ai_gateway"])
+def test_limit_of_an_endpoint(server: Server, far: Upstream, spelling: str) -> None:
+    limits = [limit(3, "endpoint")]
+    more = {"rate_limits": limits} if spelling == "rate_limits" else {"ai_gateway": {"rate_limits": limits}}
+    ok(server.call("POST", "", limited(far)))
+    until_routed(server, "limited")
+    ok(server.call("PUT", f"/limited/{spelling.replace('_', '-')}", more.get("ai_gateway", more)))
+    until(lambda: 429 in answers(server, "first", 1), "the limit is published", 5)
+    assert answers(server, "second", 2) == [429, 429]  # for all callers together
+
+
+def test_limit_of_each_user(server: Server, far: Upstream) -> None:
+    ok(server.call("POST", "", limited(far, ai_gateway={"rate_limits": [limit(2, "user")]})))
+    until(lambda: ask(server, "limited", "probe").status_code == 200, "it is routed", 5)
+    assert answers(server, "first", 4) == [200, 200, 429, 429]
+    assert answers(server, "second", 3) == [200, 200, 429]
+    reached = len(far.asked)
+    assert answers(server, "second", 1) == [429]
+    assert len(far.asked) == reached  # the upstream saw nothing of it
+
+
+def test_limit_of_calls_counts_whole_endpoints_too(server: Server, far: Upstream) -> None:
+    both = [limit(2, "user"), limit(3, "endpoint")]
+    ok(server.call("POST", "", limited(far, rate_limits=both)))
+    until(lambda: server.ask("/limited/served-models/nobody/invocations", HELLO).status_code == 404, "there")
+    until(lambda: ask(server, "limited", "first").status_code == 200, "it is routed", 5)
+    assert answers(server, "first", 2) == [200, 429]
+    assert answers(server, "second", 2) == [200, 429]
+
+
+# Updates under load.
+
+
+def test_no_request_fails_during_an_update(server: Server) -> None:
+    server.create(endpoint("steady", hosted("it", CHAT)))
+    until_routed(server, "steady")
+    over = Event()
+
+    def caller() -> list[str]:
+        said = []
+        with requests.Session() as session:
+            while not over.is_set():
+                url = f"{server.url}/serving-endpoints/steady/invocations"
+                said.append(content(session.post(url, json=HELLO, timeout=30)))
+        return said
+
+    with ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(caller) for _ in range(4)]
+        try:
+            for version in ("2", "1", "2"):
+                update = {"served_entities": [hosted("it", CHAT, version)]}
+                ok(server.call("PUT", "/steady/config", update))
+                server.settled("steady")
+        finally:
+            over.set()
+        said = [one for each in callers for one in each.result()]
+    assert set(said) == {"one: hello", "two: hello"}
+    assert content(ask(server, "steady")) == "two: hello"
+
+
+# Restarts.
+
+
+def test_changes_survive_a_restart(tmp_path_factory: pytest.TempPathFactory, far: Upstream) -> None:
+    with serving(tmp_path_factory.mktemp("restarted"), STANDING[:1]) as server:
+        limits = {"rate_limits": [limit(2, "endpoint")]}
+        local = endpoint("local", hosted("a", CHAT), hosted("b", CHAT, "2"), a=50, b=50)
+        server.create({**local, "tags": [{"key": "team", "value": "a"}]})
+        ok(server.call("POST", "", {**endpoint("outside", external("far", far.url)), **limits}))
+        ok(server.call("PUT", "/local/config", {"traffic_config": routes(a=0, b=100)}))
+        before = {name: server.settled(name) for name in ("local", "outside", "chat")}
+        engines = server.site.engines()
+
+        stop(server)
+        again = start(server.site, server.url, server.router)
+        assert {name: again.get(name) for name in before} == before
+        assert again.site.engines() == engines
+        assert content(ask(again, "local")) == "two: hello"
+        assert content(ask(again, "chat")) == "one: hello"
+        assert [ask(again, "outside").status_code for _ in range(3)] == [200, 200, 429]
+        plan = again.site.run("plan").ok()
+        assert "No changes" in plan.out  # what the API made is not the bundle's
+
+
+# Two sites.
+
+
+@pytest.fixture
+def chained(server: Server, guarded: Server) -> Iterator[str]:
+    """An endpoint whose model is an endpoint of another site, which asks for a token."""
+    config = {
+        "databricks_workspace_url": guarded.url,
+        "databricks_api_token_plaintext": ADMIN,
+    }
+    model = {
+        "provider": "databricks-model-serving",
+        "name": "chat",
+        "task": "llm/v1/chat",
+        "databricks_model_serving_config": config,
+    }
+    ok(server.call("POST", "", endpoint("chained", {"name": "there", "external_model": model})))
+    until_routed(server, "chained")
+    yield "chained"
+
+
+def test_a_site_behind_another(server: Server, chained: str) -> None:
+    answer = ask(server, chained)
+    assert (content(answer), answer.headers["served-model-name"]) == ("one: hello", "there")
+    streamed = server.ask(f"/{chained}/invocations", {**HELLO, "stream": True})
+    assert streamed.text.rstrip().endswith("data: [DONE]")
