@@ -1,4 +1,5 @@
-"""The requests that users of the serving API send today, byte for byte, in the order in which they send them."""
+"""The requests that users of the serving API send today, byte for byte, in the order in which they send
+them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -103,7 +102,6 @@ def test_limit_of_each_user(server: Server, far: Upstream) -> None:
 def test_limit_of_calls_counts_whole_endpoints_too(server: Server, far: Upstream) -> None:
     both = [limit(2, "user"), limit(3, "endpoint")]
     ok(server.call("POST", "", limited(far, rate_limits=both)))
-    until(lambda: server.ask("/limited/served-models/nobody/invocations", HELLO).status_code == 404, "there")
     until(lambda: ask(server, "limited", "first").status_code == 200, "it is routed", 5)
     assert answers(server, "first", 2) == [200, 429]
     assert answers(server, "second", 2) == [200, 429]
@@ -167,7 +165,7 @@ def test_changes_survive_a_restart(tmp_path_factory: pytest.TempPathFactory, far
 
 
 @pytest.fixture
-def chained(server: Server, guarded: Server) -> Iterator[str]:
+def chained(server: Server, guarded: Server) -> str:
     """An endpoint whose model is an endpoint of another site, which asks for a token."""
     config = {
         "databricks_workspace_url": guarded.url,
@@ -181,7 +179,7 @@ def chained(server: Server, guarded: Server) -> Iterator[str]:
     }
     ok(server.call("POST", "", endpoint("chained", {"name": "there", "external_model": model})))
     until_routed(server, "chained")
-    yield "chained"
+    return "chained"
 
 
 def test_a_site_behind_another(server: Server, chained: str) -> None:
