@@ -1,8 +1,8 @@
 """Three clients of the serving API, as they come, against a running `servestate serve`.
 
 Run it whole, or cell by cell in an editor that knows `# %%`. It reads DATABRICKS_HOST (the management
-listener) and DATABRICKS_TOKEN, as the clients do, and ENDPOINT, an endpoint of completions. README.md says how
-to start one.
+listener) and DATABRICKS_TOKEN, as the clients do, and ENDPOINT, an endpoint of completions. README.md says
+how to start a site.
 """
 
 # %% Where to, and what to ask
