@@ -42,8 +42,9 @@ _BY_KEY: dict[str, Kind] = {
     "instances": CUSTOM,
     "inputs": CUSTOM,
 }
-_OURS = frozenset({"client_request_id", "usage_context"})
-_LLM_TASKS = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
+OURS = frozenset({"client_request_id", "usage_context"})
+"""Keys that are for the router, not for models."""
+LLM_TASKS = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
 
 _MODEL_KEY = b'"model"'
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
@@ -74,7 +75,7 @@ def kind_of(document: Document) -> Kind:
 
 def check_task(kind: Kind, task: str, entity: str) -> None:
     """Raises Refused (400) if a body of `kind` contradicts the entity's task; "" takes any."""
-    if task in _LLM_TASKS and kind.task != task:
+    if task in LLM_TASKS and kind.task != task:
         raise refused(f"the served entity {entity!r} has the task {task}, the body has {kind.name!r}")
 
 
@@ -97,11 +98,11 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
         if ours:
-            document = {key: value for key, value in document.items() if key not in _OURS}
+            document = {key: value for key, value in document.items() if key not in OURS}
         document["model"] = model or document["model"]
         return orjson.dumps(document)
     if ours:
-        raw = _without_ours(raw)
+        raw = without(raw, OURS)
     if not model:
         return raw
     text = orjson.dumps(model)
@@ -129,18 +130,19 @@ def _model_span(raw: bytes) -> tuple[int, int]:
     return spans[0]
 
 
-def _without_ours(raw: bytes) -> bytes:
-    """`raw` less the members that are the router's, each with the one comma that parted it."""
+def without(raw: bytes, keys: frozenset[str]) -> bytes:
+    """`raw` less the members of those `keys`, each with the one comma that parted it."""
     members = list(_members(raw))
-    for i, (key, start, _, end) in enumerate(members):
-        if key not in _OURS:
-            continue
-        if i > 0:
-            start = members[i - 1][3]
-        elif len(members) > 1:
-            end = members[1][1]
-        return _without_ours(raw[:start] + raw[end:])
-    return raw
+    first_kept = next((i for i, member in enumerate(members) if member[0] not in keys), len(members))
+    pieces, at = [], 0
+    if first_kept:
+        pieces.append(raw[: members[0][1]])
+        at = members[first_kept][1] if first_kept < len(members) else members[-1][3]
+    for i in range(first_kept + 1, len(members)):
+        if members[i][0] in keys:
+            pieces.append(raw[at : members[i - 1][3]])
+            at = members[i][3]
+    return b"".join((*pieces, raw[at:]))
 
 
 def _members(raw: bytes) -> Iterator[tuple[str, int, int, int]]:

@@ -9,34 +9,51 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import count
 from typing import Protocol, cast
 
-from servestate.runtime.router import dispatch, errors
+from servestate.runtime.router import browser, dispatch, errors
 from servestate.runtime.router.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
 from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.http1 import CONTINUE, RequestReader
-from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.proxy import Exchange
-from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, Route, resolve
-from servestate.runtime.router.routing import LiveTable
+from servestate.runtime.router.relay import Relay, request_bytes
+from servestate.runtime.router.routes import (
+    Invocation,
+    ModelList,
+    NotFound,
+    OpenAICall,
+    Route,
+    ToManagement,
+    resolve,
+    resolve_with_management,
+)
+from servestate.runtime.router.upstream import Origin
 
 NEVER = float("inf")
 
 _QUERIES = (OpenAICall, Invocation)
 
 
-class Desk(Protocol):
-    """What all connections share: the table in use, and who is connected."""
+class Desk(dispatch.Desk, Protocol):
+    """What all connections share: what requests are decided by, and who is connected."""
 
-    table: LiveTable
-    limits: Limits
     clients: set[ClientConnection]
     stopping: bool
 
     def left(self, client: ClientConnection) -> None:
         """The client's socket is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Management:
+    """What a listener has that answers for the management API as well: where that is, and what it may itself
+    be called in Host."""
+
+    api: Origin
+    names: frozenset[str]
 
 
 class _RequestIds:
@@ -54,7 +71,8 @@ _REQUEST_IDS = _RequestIds()
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's socket. `deadline` is when `expire` is due, on the loop's clock."""
+    """One client's socket. `deadline` is when `expire` is due, on the loop's clock. `management` is None on
+    the listener that has only the models."""
 
     __slots__ = (
         "_ahead",
@@ -63,9 +81,11 @@ class ClientConnection(asyncio.Protocol):
         "_exchange",
         "_lingering",
         "_loop",
+        "_management",
         "_paused",
         "_reader",
         "_request_began",
+        "_resolve",
         "_route",
         "_transport",
         "deadline",
@@ -73,13 +93,17 @@ class ClientConnection(asyncio.Protocol):
         "write",
     )
 
-    def __init__(self, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, desk: Desk, loop: asyncio.AbstractEventLoop, management: Management | None = None
+    ) -> None:
         self._desk = desk
         self._loop = loop
+        self._management = management
+        self._resolve = resolve if management is None else resolve_with_management
         self._reader = RequestReader(desk.limits)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Relay | None = None
         self._route: Route | None = None
         self._ahead = b""
         self._discarded = 0
@@ -216,34 +240,61 @@ class ClientConnection(asyncio.Protocol):
                 self.deadline = now + limits.header_s
             return
         if self._route is None:
-            self._route = resolve(head.method, head.target)
+            if self._management is not None:
+                self._check_browser(self._management, head)
+            self._route = self._resolve(head.method, head.target)
             self._request_began = now
-            self._check_early(self._route, reader, head.expects_continue)
+            self._check_early(self._route, reader, head)
         self.deadline = self._request_began + limits.body_grace_s + reader.received / limits.body_bytes_per_s
 
-    def _check_early(self, route: Route, reader: RequestReader, expected: bool) -> None:
+    def _check_browser(self, management: Management, head: RequestHead) -> None:
+        browser.check(head, management.names, self._desk.access.keyring.hosts)
+
+    def _check_early(self, route: Route, reader: RequestReader, head: RequestHead) -> None:
         """Answer before the body came, where that spares reading it; else ask for it if the client waits."""
-        unwanted = isinstance(route, NotFound | ModelList)
-        if unwanted and (expected or reader.length > self._desk.limits.drain_bytes):
-            raise Refused(_no_such_path(), close=True)
-        if expected and not reader.received:
+        if head.expects_continue or head.chunked or reader.length > self._desk.limits.drain_bytes:
+            if isinstance(route, NotFound | ModelList):
+                raise Refused(_no_such_path(), close=True)
+            try:
+                dispatch.check_head(self._desk, route, head)
+            except Refused as refusal:
+                raise Refused(refusal.failure, close=True) from None
+        if head.expects_continue and not reader.received:
             self._transport.write(CONTINUE)
 
     def _dispatch(self, reader: RequestReader, head: RequestHead | None) -> None:
         assert head is not None
         self._ahead = reader.surplus
         self.keep_alive = head.keep_alive and not self._desk.stopping
-        route = self._route = self._route or resolve(head.method, head.target)
+        if self._management is not None:
+            self._check_browser(self._management, head)
+        route = self._route = self._route or self._resolve(head.method, head.target)
         desk = self._desk
         if isinstance(route, _QUERIES):
-            call = dispatch.choose(desk.table, route, reader.body, desk.limits)
+            now = self._loop.time()
+            call = dispatch.choose(desk, route, head, reader.body, now)
             exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), desk.limits, self._loop)
             self._exchange = exchange
-            exchange.start()
+            exchange.start(now)
         elif isinstance(route, ModelList):
-            self._send(200, b"", desk.table.models)
+            self._send(200, b"", dispatch.models(desk, head))
+        elif isinstance(route, ToManagement):
+            self._relay(head, reader.body)
         else:
             self._answer(_no_such_path())
+
+    def _relay(self, head: RequestHead, content: bytes) -> None:
+        assert self._management is not None  # no other listener has such a route
+        request_id = next(_REQUEST_IDS)
+        request = request_bytes(head, content, self._peer(), request_id)
+        relay = Relay(self, self._management.api, request, request_id, self._desk.limits, self._loop)
+        self._exchange = relay
+        relay.start(self._loop.time())
+
+    def _peer(self) -> bytes:
+        """Who is at the other end, as IP:PORT."""
+        host, port = (self._transport.get_extra_info("peername") or ("gone", 0))[:2]
+        return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
 
     def _next_request(self) -> None:
         """The answer is written: go on, or close."""

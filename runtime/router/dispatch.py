@@ -2,57 +2,106 @@
 
 from __future__ import annotations
 
-from servestate.runtime.router import body
-from servestate.runtime.router.body import CUSTOM, Kind
-from servestate.runtime.router.errors import NO_SUCH_RESOURCE, Refused, refused
+from typing import Protocol
+
+from servestate.runtime.router import body, parameters
+from servestate.runtime.router.access import Access, Visitor, reach
+from servestate.runtime.router.body import CUSTOM, Document, Kind
+from servestate.runtime.router.errors import LIMITED, Failure, Refused, refused, unknown
+from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.routes import Invocation, OpenAICall
-from servestate.runtime.router.routing import LiveEntity, LiveTable
+from servestate.runtime.router.rates import CallRates
+from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
+from servestate.runtime.router.routing import LiveEntity, LiveTable, list_of_models
 
 Call = tuple[LiveEntity, Kind, bytes]
 """On whose behalf, which kind of body, and the body to send."""
 
 
-def choose(table: LiveTable, route: Invocation | OpenAICall, raw: bytes, limits: Limits) -> Call:
-    """The call that a request asks for. Raises Refused.
+class Desk(Protocol):
+    """What requests are decided by: the table in use, and who may come in."""
 
-    A body that names no endpoint takes no turn of a split. One that its entity refuses does: entities of one
-    endpoint may differ, and a turn that waited for a body to its liking would stop all the others.
+    table: LiveTable
+    access: Access
+    limits: Limits
+
+
+def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
+    """All that can be refused before the body was read. Raises Refused."""
+    access = desk.access
+    if isinstance(route, ToManagement):
+        if not access.open:  # the API checks again, but strangers shall not send it large bodies
+            access.visitor(head.authorization)
+        return
+    visitor = None if access.open else access.visitor(head.authorization)
+    if isinstance(route, Invocation):
+        reach(desk.table, route.endpoint, visitor)
+
+
+def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes, now: float) -> Call:
+    """The call that a request asks for; `now` is of the clock that limits go by. Raises Refused.
+
+    A body that names no endpoint, or that comes too often, takes no turn of a split. One that its entity
+    refuses does: entities of one endpoint may differ, and a turn that waited for a body to its liking would
+    stop all the others.
     """
-    document = body.parse(raw)
+    access = desk.access
+    visitor = None if access.open else access.visitor(head.authorization)
     served = ""
     if isinstance(route, OpenAICall):
         kind = route.kind
+        document = body.parse(raw)
         if kind.name not in document:
             raise refused(f"the body needs {kind.name!r}")
         name = body.model_of(document)
         if "/" in name:
             name, _, served = name.partition("/")
+        endpoint = reach(desk.table, name, visitor)
     else:
-        name, served = route.endpoint, route.entity
-        kind = body.kind_of(document)
-    endpoint = table.endpoints.get(name)
-    if endpoint is None:
-        raise _unknown(f"there is no endpoint {name!r}")
+        served = route.entity
+        endpoint = reach(desk.table, route.endpoint, visitor)
+        raw, document, kind = _invocation(raw)
+    if served and served not in endpoint.by_name:
+        raise unknown(f"the endpoint {endpoint.name!r} has no served entity {served!r}")
+    if endpoint.rates is not None:
+        _count(endpoint.rates, visitor or access.visitor(head.authorization), now)
     if not served:
         entity = endpoint.entities[endpoint.split.pick()]
-        return entity, kind, _for_entity(entity, kind, raw, document, limits)
-    if served not in endpoint.by_name:
-        raise _unknown(f"the endpoint {name!r} has no served entity {served!r}")
+        return entity, kind, _for_entity(entity, kind, raw, document, desk.limits)
     entity = endpoint.by_name[served]
-    sent = _for_entity(entity, kind, raw, document, limits)
+    sent = _for_entity(entity, kind, raw, document, desk.limits)
     entity.counters.direct += 1
     return entity, kind, sent
 
 
-def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: body.Document, limits: Limits) -> bytes:
+def models(desk: Desk, head: RequestHead) -> bytes:
+    """The body of the list of models that the caller may query. Raises Refused."""
+    if desk.access.open:
+        return desk.table.models
+    visitor = desk.access.visitor(head.authorization)
+    return list_of_models(e for e in desk.table.endpoints.values() if visitor.may_query(e))
+
+
+def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
+    document = body.parse(raw)
+    if parameters.EXTRA in document:
+        raw, document = parameters.merged(raw, document)
+    kind = body.kind_of(document)
+    parameters.check(kind, document)
+    return raw, document, kind
+
+
+def _count(rates: CallRates, visitor: Visitor, now: float) -> None:
+    wait = rates.admit(visitor.caller, now)
+    if wait:
+        what = "more calls a minute than the rate limits of the endpoint allow"
+        raise Refused(Failure(429, LIMITED, what, wait))
+
+
+def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: Document, limits: Limits) -> bytes:
     route = entity.route
     if route.fixed_path and len(raw) > limits.external_body_bytes:
         raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
     if route.task:
         body.check_task(kind, route.task, route.name)
     return body.rewrite(raw, document, "" if kind is CUSTOM else route.model)
-
-
-def _unknown(message: str) -> Refused:
-    return refused(message, NO_SUCH_RESOURCE, 404)

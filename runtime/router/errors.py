@@ -91,9 +91,9 @@ def refused(message: str, code: str = INVALID, status: int = 400, *, close: bool
     return Refused(Failure(status, code, message), close=close)
 
 
-def no_endpoint(name: str) -> Refused:
-    """Also for an endpoint that the caller may not know of."""
-    return refused(f"there is no endpoint {name!r}", NO_SUCH_RESOURCE, 404)
+def unknown(message: str) -> Refused:
+    """What is named is not there, or not for this caller to know of."""
+    return refused(message, NO_SUCH_RESOURCE, 404)
 
 
 def unavailable(message: str, retry_after: int = 1) -> Failure:

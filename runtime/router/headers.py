@@ -1,7 +1,7 @@
 """Which header fields pass the router. Everything else stays behind; there is no deny list to forget one in.
 
 Hop-by-hop fields, `Authorization`, `X-Forwarded-*`, request ids of the caller's and whatever controls an
-engine are absent from both tables on purpose. `Content-Type` and the framing of requests are always ours.
+engine are absent from the tables of models on purpose. The framing of requests is always ours.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ TO_UPSTREAM: dict[bytes, bytes] = {
     name.lower(): name for name in (b"Accept", b"User-Agent", b"traceparent", b"tracestate")
 }
 """Lower-case name -> the spelling sent. `Accept-Encoding` is absent: event streams must stay readable."""
+
+TO_API: dict[bytes, bytes] = {
+    name.lower(): name for name in (b"Authorization", b"Content-Type", b"Accept", b"User-Agent")
+}
+"""As `TO_UPSTREAM`, for the management API, which checks the caller's token itself."""
 
 TO_CLIENT: dict[bytes, bytes] = {
     name.lower(): name

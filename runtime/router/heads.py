@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Generic, TypeVar
 
 import httptools
 
 from servestate.runtime.router.errors import BAD_REQUEST, Refused, refused
-from servestate.runtime.router.headers import TO_CLIENT, TO_UPSTREAM, lines
+from servestate.runtime.router.headers import TO_API, TO_CLIENT, TO_UPSTREAM, lines
 from servestate.runtime.router.limits import Limits
 
 Field = tuple[bytes, bytes]
@@ -31,6 +32,11 @@ BODILESS = (204, 304)
 _LENGTH_DIGITS = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
 _LENGTH_FIELD = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE)
 _REPEATED_BYTES = 4096
+_SAME_SITE = (b"none", b"same-origin")
+
+STATUS_LINES: dict[int, bytes] = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
+}
 
 
 class BadAnswer(Exception):
@@ -39,8 +45,10 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What a request's head says. `fields` are the header lines that go upstream. `length` is the body's,
-    unless `chunked`; `keep_alive` is False on HTTP/1.0 always."""
+    """What a request's head says. `fields` are the header lines that go to a model's server, `api_fields`
+    those that go to the management API. `length` is the body's, unless `chunked`; `keep_alive` is False on
+    HTTP/1.0 always. `authorization` is empty where there is none, or more than one: nobody may choose which.
+    `foreign` says that a browser sent it for another site's page, as far as browsers tell."""
 
     method: bytes
     target: bytes
@@ -50,6 +58,10 @@ class RequestHead:
     chunked: bool
     keep_alive: bool
     expects_continue: bool
+    host: bytes = b""
+    authorization: bytes = b""
+    api_fields: bytes = b""
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +131,17 @@ class _Fields:
             raise ValueError(name)
         return values[0] if values else None
 
+    def only(self, name: bytes) -> bytes:
+        """The value of `name`, empty if it stands there not exactly once."""
+        values = [v for n, v in self.all if n == name]
+        return values[0] if len(values) == 1 else b""
+
+    def foreign(self) -> bool:
+        """Whether there is an Origin, or a browser that says that another site's page asks."""
+        return any(
+            n == b"origin" or (n == b"sec-fetch-site" and v.lower() not in _SAME_SITE) for n, v in self.all
+        )
+
     def connection(self) -> set[bytes]:
         """The options of every Connection field."""
         values = b",".join(v.lower() for n, v in self.all if n == b"connection")
@@ -172,6 +195,7 @@ def judge_request(raw: bytes, limits: Limits) -> RequestHead:
     if expectation is not None and expectation.lower() != b"100-continue":
         raise bad_request("the expectation is not known")
     named = fields.connection()
+    authorization = fields.only(b"authorization")
     return RequestHead(
         method=method,
         target=target,
@@ -181,6 +205,10 @@ def judge_request(raw: bytes, limits: Limits) -> RequestHead:
         chunked=coding is not None,
         keep_alive=not http10 and b"close" not in named,
         expects_continue=expectation is not None and not http10,
+        host=host,
+        authorization=authorization,
+        api_fields=lines(fields.all, TO_API, named if authorization else named | {b"authorization"}),
+        foreign=fields.foreign(),
     )
 
 

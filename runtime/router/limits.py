@@ -48,6 +48,8 @@ class Limits:
     """To the first byte of the answer, all attempts together."""
     peek_s: float = 15.0
     """How long a good status without content is held back, so that a dead stream is still a clean error."""
+    management_s: float = 600.0
+    """As `request_s` and `stall_s` for the management API: what it starts may load for minutes unheard."""
     stall_s: float = 60.0
     """Without progress of an answer that has begun, in either direction."""
     linger_s: float = 2.0

@@ -17,22 +17,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
-from http import HTTPStatus
 from typing import Protocol
 
 from servestate.runtime.router import errors
 from servestate.runtime.router.chunked import encode
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.errors import Failure
-from servestate.runtime.router.heads import AnswerHead
+from servestate.runtime.router.heads import STATUS_LINES, AnswerHead
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import LiveBackend
 from servestate.runtime.router.sse import EventStream
 from servestate.runtime.router.upstream import UpstreamConnection
 
-_STATUS_LINES: dict[int, bytes] = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
-}
 _REQUEST_ID = b"x-request-id: "
 _CONTENT_LENGTH = b"\r\nContent-Length: "
 
@@ -85,6 +81,7 @@ class Exchange:
 
     __slots__ = (
         "_backend",
+        "_began",
         "_body",
         "_chunked",
         "_client",
@@ -119,6 +116,7 @@ class Exchange:
         self._limits = limits
         self._loop = loop
         self._phase = _CONNECTING
+        self._began = 0.0
         self._backend: LiveBackend | None = None
         self._upstream: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
@@ -128,12 +126,12 @@ class Exchange:
         self._chunked = False
         self._error = b""
 
-    def start(self) -> None:
+    def start(self, now: float) -> None:
         """Count the request and send it to a replica."""
         counters = self._entity.counters
         counters.requests += 1
         counters.inflight += 1
-        now = self._loop.time()
+        self._began = now
         self._client.deadline = now + self._limits.request_s
         self._try_next(now)
 
@@ -291,7 +289,7 @@ class Exchange:
         framing = self._framing(head, length)
         if self._chunked:
             payload = encode(payload, complete)
-        status = _STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
+        status = STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
         fields = self._backend.answer_fields
         self._client.write(
             b"".join(
@@ -322,6 +320,7 @@ class Exchange:
 
     def _after_write(self, complete: bool) -> None:
         if complete:
+            self._count(200)
             self._end()
             self._client.finished()
         else:
@@ -353,6 +352,7 @@ class Exchange:
         self._drop_upstream()
         if begun or failure.status >= 500:
             self._entity.counters.errors += 1
+        self._count(500 if begun else failure.status)
         self._end()
         if not begun:
             self._client.fail(failure, answer_fields)
@@ -375,6 +375,9 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.cancel()
             self._upstream = None
+
+    def _count(self, status: int) -> None:
+        self._entity.counters.answered(status, (self._loop.time() - self._began) * 1000)
 
     def _end(self) -> None:
         self._phase = _ENDED

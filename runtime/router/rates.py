@@ -113,7 +113,7 @@ class CallRates:
             for limit in limits
         }
         self._named = {(limit.key, limit.principal) for limit in self._counted if limit.principal}
-        self.refused = before.refused if before is not None else 0
+        self.refused: int = before.refused if before is not None else 0
 
     def admit(self, caller: Caller, now: float) -> int:
         """0 if the call may be made, which is then counted; else after how many whole seconds, 1 to 60, it

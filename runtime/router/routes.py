@@ -1,7 +1,8 @@
 """What a request's method and target ask for. Only what is listed here exists; all else is not found.
 
 A path is split first and each segment decoded once, so an encoded slash can never become a separator, and
-names hold so few characters that dot segments, `;`, `\\` or NUL match nothing.
+names hold so few characters that dot segments, `;`, `\\` or NUL match nothing. Paths of the management API
+are only checked to mean the same to everybody: which of them exist, the API knows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from servestate.runtime.router.errors import Shape
 _NAME = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-]{1,128}")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _OPENAI = {("chat", "completions"): CHAT, ("completions",): COMPLETION, ("embeddings",): EMBEDDING}
+_DISCOVERY = b"/.well-known/databricks-config"
+_API_METHODS = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
+_API_SEGMENT = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-~@+:=, ]{1,256}")
 _SURFACES = {"v1": Shape.OPENAI, "serving-endpoints": Shape.SERVING}
 
 
@@ -44,13 +48,20 @@ class ModelList:
 
 
 @dataclass(frozen=True, slots=True)
+class ToManagement:
+    """A request to the management API."""
+
+    shape: Shape = Shape.SERVING
+
+
+@dataclass(frozen=True, slots=True)
 class NotFound:
     """No such path or verb. `shape` is still that of the client most likely to read the answer."""
 
     shape: Shape
 
 
-Route = Invocation | OpenAICall | ModelList | NotFound
+Route = Invocation | OpenAICall | ModelList | ToManagement | NotFound
 
 
 @lru_cache(maxsize=1024)
@@ -72,6 +83,23 @@ def resolve(method: bytes, target: bytes) -> Route:
     return NotFound(shape)
 
 
+@lru_cache(maxsize=1024)
+def resolve_with_management(method: bytes, target: bytes) -> Route:
+    """As `resolve`, on the listener that the management API answers on as well."""
+    path = target.partition(b"?")[0]
+    if (method == b"GET" and path == _DISCOVERY) or (method in _API_METHODS and _is_of_api(path)):
+        return ToManagement()
+    return resolve(method, target)
+
+
+def _is_of_api(path: bytes) -> bool:
+    """Whether `path` is below /api, and read alike by whoever decodes it. It may end in a slash."""
+    root, *segments = path.removeprefix(b"/").split(b"/")
+    if segments[-1:] == [b""]:
+        segments.pop()
+    return root == b"api" and bool(segments) and all(map(_API_SEGMENT.fullmatch, map(_decoded, segments)))
+
+
 def _invocation(rest: tuple[str, ...]) -> Route:
     match rest:
         case (endpoint, "invocations"):
@@ -85,8 +113,12 @@ def _segments(path: bytes) -> list[str]:
     """The decoded segments of `path`, or none if any of them could be no name."""
     segments = []
     for raw in path.split(b"/")[1:]:
-        segment = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), raw)
+        segment = _decoded(raw)
         if not _NAME.fullmatch(segment):
             return []
         segments.append(segment.decode("ascii"))
     return segments
+
+
+def _decoded(segment: bytes) -> bytes:
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), segment)

@@ -17,9 +17,11 @@ from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Routi
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
+from servestate.runtime.router.counters import Counters
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.pick import Split
-from servestate.runtime.router.upstream import Origin
+from servestate.runtime.router.rates import CallRates
+from servestate.runtime.router.upstream import Origin, TcpOrigin
 
 _SENDABLE = re.compile(r"[\t -~]*")
 
@@ -32,15 +34,6 @@ class Gauge:
     def __init__(self) -> None:
         self.inflight = 0
         self.avoid_until = 0.0
-
-
-class Counters:
-    """What happened to one entity since the router started."""
-
-    __slots__ = ("direct", "errors", "inflight", "requests")
-
-    def __init__(self) -> None:
-        self.requests = self.errors = self.direct = self.inflight = 0
 
 
 class LiveBackend:
@@ -90,21 +83,40 @@ class LiveEntity:
 
 
 class LiveEndpoint:
-    """An endpoint with its running split."""
+    """An endpoint with its running split. `rates` is None where calls are not limited; `models` are its
+    entries in the list of models."""
 
-    __slots__ = ("by_name", "config_version", "entities", "name", "split")
+    __slots__ = ("by_name", "config_version", "entities", "grants", "models", "name", "rates", "split")
 
-    def __init__(self, routes: EndpointRoutes, entities: tuple[LiveEntity, ...], split: Split) -> None:
+    def __init__(
+        self,
+        routes: EndpointRoutes,
+        entities: tuple[LiveEntity, ...],
+        split: Split,
+        rates: CallRates | None,
+        created: int,
+    ) -> None:
         self.name = routes.name
         self.config_version = routes.config_version
         self.entities = entities
         self.by_name = {entity.route.name: entity for entity in entities}
         self.split = split
+        self.grants = routes.grants
+        self.rates = rates
+        names = (routes.name, *(f"{routes.name}/{entity.name}" for entity in routes.entities))
+        self.models = [
+            {"id": name, "object": "model", "created": created, "owned_by": "servestate"} for name in names
+        ]
+
+
+def list_of_models(endpoints: Iterable[LiveEndpoint]) -> bytes:
+    """The body of the list of models, of those endpoints."""
+    return orjson.dumps({"object": "list", "data": [one for e in endpoints for one in e.models]})
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
-    """One version of the table, ready. `models` is the body of the list of models."""
+    """One version of the table, ready. `models` is the body of the list of all models."""
 
     source: RoutingTable
     endpoints: dict[str, LiveEndpoint]
@@ -123,24 +135,26 @@ class Registry:
         self._created = created
         self._splits: dict[str, tuple[Weights, Split]] = {}
         self._counters: dict[tuple[str, str], Counters] = {}
+        self._rates: dict[str, CallRates] = {}
         self.origins: dict[str, Origin] = {}
         self.gauges: dict[str, Gauge] = {}
 
     def admit(self, table: RoutingTable) -> LiveTable:
         """`table` made ready. Raises ValueError naming what cannot be served: a missing secret, a bad URL."""
-        before = self._splits, self._counters, self.origins, self.gauges
+        before = self._splits, self._counters, self._rates, self.origins, self.gauges
         self._splits, self._counters = dict(self._splits), dict(self._counters)
+        self._rates = dict(self._rates)
         self.origins, self.gauges = dict(self.origins), dict(self.gauges)
         try:
             endpoints = {routes.name: self._endpoint(routes) for routes in table.endpoints}
         except PermanentError as error:
-            self._splits, self._counters, self.origins, self.gauges = before
+            self._splits, self._counters, self._rates, self.origins, self.gauges = before
             raise ValueError(f"{error}\n  fix: {error.fix}") from None
         except ValueError:
-            self._splits, self._counters, self.origins, self.gauges = before
+            self._splits, self._counters, self._rates, self.origins, self.gauges = before
             raise
         self._forget_absent(endpoints)
-        return LiveTable(table, endpoints, self._models(table))
+        return LiveTable(table, endpoints, list_of_models(endpoints.values()))
 
     def _forget_absent(self, endpoints: dict[str, LiveEndpoint]) -> None:
         """Drop what no table uses any more, except gauges of requests that still run."""
@@ -151,6 +165,7 @@ class Registry:
         for key in [key for key, origin in self.origins.items() if id(origin) not in used]:
             self.origins.pop(key).retire()
         self._splits = {name: split for name, split in self._splits.items() if name in endpoints}
+        self._rates = {name: rates for name, rates in self._rates.items() if name in endpoints}
         names = {(e.name, entity.route.name) for e in endpoints.values() for entity in e.entities}
         self._counters = {key: counters for key, counters in self._counters.items() if key in names}
 
@@ -160,7 +175,15 @@ class Registry:
         if split is None or known != weights:
             split = Split([weight for _, weight in weights])
         self._splits[routes.name] = weights, split
-        return LiveEndpoint(routes, tuple(self._entity(routes, entity) for entity in routes.entities), split)
+        entities = tuple(self._entity(routes, entity) for entity in routes.entities)
+        return LiveEndpoint(routes, entities, split, self._limited(routes), self._created)
+
+    def _limited(self, routes: EndpointRoutes) -> CallRates | None:
+        before = self._rates.pop(routes.name, None)
+        if not routes.limits:
+            return None
+        rates = self._rates[routes.name] = CallRates(routes.limits, before)
+        return rates
 
     def _entity(self, routes: EndpointRoutes, entity: EntityRoute) -> LiveEntity:
         answer_fields = (
@@ -206,20 +229,8 @@ class Registry:
             raise ValueError(f"the URL {url.geturl()!r} has no host")
         key = f"{url.scheme}://{url.hostname}:{port}"
         if key not in self.origins:
-            self.origins[key] = Origin(url.hostname, port, tls, self._limits)
+            self.origins[key] = TcpOrigin(url.hostname, port, tls, self._limits)
         return self.origins[key]
-
-    def _models(self, table: RoutingTable) -> bytes:
-        names = [
-            name
-            for endpoint in table.endpoints
-            for name in (endpoint.name, *(f"{endpoint.name}/{entity.name}" for entity in endpoint.entities))
-        ]
-        entries = [
-            {"id": name, "object": "model", "created": self._created, "owned_by": "servestate"}
-            for name in names
-        ]
-        return orjson.dumps({"object": "list", "data": entries})
 
 
 def _head(entity: EntityRoute, url: SplitResult, kind: Kind, fields: bytes) -> bytes:

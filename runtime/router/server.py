@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.spec.access_rules import is_loopback
 from servestate.providers.secrets import Secrets
-from servestate.runtime.router.client import ClientConnection
+from servestate.runtime.router.access import Access
+from servestate.runtime.router.browser import own_names
+from servestate.runtime.router.client import ClientConnection, Management
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import LiveTable, Registry
 from servestate.runtime.router.status import ControlConnection, endpoints_report, replicas_report
 from servestate.runtime.router.table_watch import TableWatch
+from servestate.runtime.router.upstream import Origin, UnixOrigin
 
 OnReady = Callable[[str], None]
 
@@ -33,7 +37,12 @@ _SOCKET_PATH_BYTES = 107  # sockaddr_un of Linux, less the closing NUL
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Where the table is read, where to listen (port 0 = any free one), and within which limits."""
+    """Where the table is read, where to listen (port 0 = any free one), and within which limits.
+
+    `management` is the host and port of the listener that also relays to the management API, whose socket is
+    `api_path`; both or neither are given. `keyring_path` says who may call; None: everybody. `plaintext`
+    names the listeners (`router`, `management`) that others than this machine may reach without TLS.
+    """
 
     table_path: Path
     control_path: Path
@@ -41,16 +50,28 @@ class RouterConfig:
     port: int
     secrets: Secrets
     limits: Limits = field(default_factory=Limits)
+    management: tuple[str, int] | None = None
+    api_path: Path | None = None
+    keyring_path: Path | None = None
+    plaintext: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if (self.management is None) != (self.api_path is None):
+            raise ValueError("management and api_path are given together")
 
 
-def run(config: RouterConfig, on_ready: OnReady | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises InvalidInput SS601..SS604 if it cannot start."""
+def run(config: RouterConfig, on_ready: OnReady | None = None, on_management: OnReady | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises InvalidInput SS601..SS604 and SS610 if it cannot
+    start."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, on_ready))
+        return runner.run(serve(config, on_ready, on_management))
 
 
-async def serve(config: RouterConfig, on_ready: OnReady | None = None) -> int:
-    """As `run`, in the running loop. `on_ready` is called with the URL once requests are accepted."""
+async def serve(
+    config: RouterConfig, on_ready: OnReady | None = None, on_management: OnReady | None = None
+) -> int:
+    """As `run`, in the running loop. Once requests are accepted `on_management`, where there is such a
+    listener, and then `on_ready` are called with the URLs."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,6 +79,8 @@ async def serve(config: RouterConfig, on_ready: OnReady | None = None) -> int:
     try:
         router = Router(config)
         await router.start()
+        if on_management is not None and router.management_url:
+            on_management(router.management_url)
         if on_ready is not None:
             on_ready(router.url)
         await stop.wait()
@@ -72,8 +95,8 @@ class Router:
     """One running router. Everything here belongs to the loop it was started in."""
 
     def __init__(self, config: RouterConfig) -> None:
-        require_loopback(config.host)
         self._config = config
+        self.access = Access(config.keyring_path, exposed=_is_exposed(config))
         self.limits = config.limits
         self.clients: set[ClientConnection] = set()
         self.stopping = False
@@ -82,35 +105,58 @@ class Router:
         self._watch = TableWatch(config.table_path, self._registry.admit)
         self.table: LiveTable = self._watch.table
         self._loop: asyncio.AbstractEventLoop
+        self._api: Origin | None = None
         self._servers: list[asyncio.Server] = []
+        self._control: asyncio.Server
         self._empty = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self.url = ""
+        self.url = self.management_url = ""
 
     async def start(self) -> None:
-        """Open both sockets. Raises InvalidInput SS603 (port), SS604 (control socket)."""
+        """Open all sockets. Raises InvalidInput SS603 (port), SS604 (control socket)."""
         self._loop = loop = asyncio.get_running_loop()
-        listening = _listen(self._config.host, self._config.port)
-        try:
-            control = _listen_control(self._config.control_path)
-        except BaseException:
-            listening.close()
-            raise
-        self._servers = [
-            await loop.create_server(lambda: ClientConnection(self, loop), sock=listening, backlog=_BACKLOG),
-            await loop.create_unix_server(lambda: ControlConnection(self.report, self.limits), sock=control),
-        ]
-        host, port = listening.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        config = self._config
+        with contextlib.ExitStack() as opened:
+            listening = opened.enter_context(_listen(config.host, config.port))
+            managing = opened.enter_context(_listen(*config.management)) if config.management else None
+            control = _listen_control(config.control_path)
+            opened.pop_all()
+        if managing is not None:
+            await self._manage(managing, loop)
+        self._servers.append(await self._serve(lambda: ClientConnection(self, loop), listening, loop))
+        self._control = await loop.create_unix_server(
+            lambda: ControlConnection(self.report, self.limits), sock=control
+        )
+        self.url = _url(listening)
         self._every(self.limits.tick_s, "sweep", self._sweep)
-        self._every(self.limits.table_poll_s, "table", self._look_at_table)
+        self._every(self.limits.table_poll_s, "files", self._look_at_files)
         gc.collect()
         gc.freeze()  # what stands now stays for ever: no collection needs to look at it
+
+    async def _manage(self, listening: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer for the management API as well."""
+        config = self._config
+        assert config.management is not None
+        assert config.api_path is not None
+        self._api = UnixOrigin(config.api_path, config.limits)
+        management = Management(self._api, own_names(config.management[0]))
+        server = await self._serve(lambda: ClientConnection(self, loop, management), listening, loop)
+        self._servers.append(server)
+        self.management_url = _url(listening)
+
+    async def _serve(
+        self,
+        connection: Callable[[], ClientConnection],
+        listening: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+    ) -> asyncio.Server:
+        return await loop.create_server(connection, sock=listening, backlog=_BACKLOG)
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
         self.stopping = True
-        self._servers[0].close()
+        for server in self._servers:
+            server.close()
         for client in list(self.clients):
             client.stop()
         with contextlib.suppress(TimeoutError):
@@ -119,9 +165,9 @@ class Router:
             client.abort()
         for timer in self._timers.values():
             timer.cancel()
-        for origin in self._registry.origins.values():
+        for origin in self._origins():
             origin.retire()
-        self._servers[1].close()
+        self._control.close()
         self._config.control_path.unlink(missing_ok=True)
         await asyncio.sleep(0)
 
@@ -137,6 +183,9 @@ class Router:
             "pid": os.getpid(),
             "started_at": self._started,
             "listen": self.url,
+            "management": self.management_url or None,
+            "access": "open" if self.access.open else "tokens",
+            "access_error": self.access.error,
             "table_version": self.table.source.version,
             "table_error": self._watch.error,
             "table_copy_error": self._watch.copy_error,
@@ -156,27 +205,40 @@ class Router:
         now = self._loop.time()
         for client in [client for client in self.clients if client.deadline < now]:
             client.expire()
-        for origin in self._registry.origins.values():
+        for origin in self._origins():
             origin.close_idle(before=now - self.limits.upstream_idle_s)
 
-    def _look_at_table(self) -> None:
+    def _origins(self) -> Iterable[Origin]:
+        mine = () if self._api is None else (self._api,)
+        return chain(self._registry.origins.values(), mine)
+
+    def _look_at_files(self) -> None:
+        self.access.poll(self._loop.time())
         if self._watch.poll():
             self.table = self._watch.table
 
 
-def require_loopback(host: str) -> None:
-    """Raises InvalidInput SS601 unless `host` can only be reached from this machine: without caller keys
-    whoever reaches the port may use every model behind it."""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise _invalid(
-            "SS601",
-            f"refusing to listen on {host!r}: no caller keys are configured",
-            "listen on 127.0.0.1, ::1 or localhost",
-        )
+def _is_exposed(config: RouterConfig) -> bool:
+    """Whether others than this machine reach a listener. Raises InvalidInput SS601 for one of which nobody
+    said that tokens may cross the network readable by others."""
+    listeners = {"router": config.host}
+    if config.management is not None:
+        listeners["management"] = config.management[0]
+    exposed = {name: host for name, host in listeners.items() if not is_loopback(host)}
+    for name, host in exposed.items():
+        if name not in config.plaintext:
+            raise _invalid(
+                "SS601",
+                f"refusing to listen on {host!r}: what is sent there, tokens too, is readable by others",
+                "listen on 127.0.0.1, ::1 or localhost, or put a proxy that ends TLS in front and set "
+                f"servestate.{name}.plaintext: true",
+            )
+    return bool(exposed)
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import orjson
 
+from servestate.runtime.router.counters import BOUNDS_MS, Counters
 from servestate.runtime.router.errors import Refused
 from servestate.runtime.router.http1 import RequestReader
 from servestate.runtime.router.limits import Limits
@@ -18,9 +19,14 @@ Report = Callable[[], dict[str, Any]]
 
 def endpoints_report(table: LiveTable) -> dict[str, Any]:
     """Per endpoint and entity: `assigned` counts turns of the split since its weights last changed, `direct`
-    requests that named the entity; `requests`, `errors` count since start, `inflight` over all tables."""
+    requests that named the entity; `requests`, `errors` count since start, `inflight` over all tables.
+    `statuses` and `latency_ms` are those of `Counters`. `limited` counts calls that a limit refused."""
     return {
-        name: {"config_version": endpoint.config_version, "entities": _entities(endpoint)}
+        name: {
+            "config_version": endpoint.config_version,
+            "limited": endpoint.rates.refused if endpoint.rates is not None else 0,
+            "entities": _entities(endpoint),
+        }
         for name, endpoint in table.endpoints.items()
     }
 
@@ -39,8 +45,20 @@ def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
             "requests": entity.counters.requests,
             "errors": entity.counters.errors,
             "inflight": entity.counters.inflight,
+            **_answers(entity.counters),
         }
         for entity, assigned in zip(endpoint.entities, endpoint.split.assigned, strict=True)
+    }
+
+
+def _answers(counters: Counters) -> dict[str, Any]:
+    return {
+        "statuses": {f"{hundreds}xx": counters.statuses[hundreds] for hundreds in (2, 4, 5)},
+        "latency_ms": {
+            "bounds": BOUNDS_MS,
+            "counts": list(counters.latencies),
+            "sum": counters.latency_ms,
+        },
     }
 
 

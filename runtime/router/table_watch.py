@@ -6,7 +6,6 @@ A table that cannot be served is refused and the one in use stays. Each accepted
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,9 @@ from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import decode
 from servestate.runtime.router.routing import LiveTable
+from servestate.runtime.router.stamps import reason, stamp_after, stamp_of
 
 Admit = Callable[[RoutingTable], LiveTable]
-_Stamp = tuple[int, int, int]
-_ABSENT: _Stamp = (0, 0, 0)
-_UNREAD: _Stamp = (-1, -1, -1)
-"""Equal to no file's stamp."""
 
 
 class TableWatch:
@@ -30,14 +26,14 @@ class TableWatch:
         self._path = path
         self._copy = path.with_name(path.name + ".last-good")
         self._admit = admit
-        self._seen = _stamp(path)
+        self._seen = stamp_of(path)
         self.error: str | None = None
         self.copy_error: str | None = None
         self.table = self._first()
 
     def poll(self) -> bool:
         """Look at the file; whether a new table came into use."""
-        stamp = _stamp(self._path)
+        stamp = stamp_of(self._path)
         if stamp == self._seen:
             return False
         self._seen = stamp
@@ -47,13 +43,11 @@ class TableWatch:
             self._check_order(table)
             self.table = self._admit(table)
         except OSError as error:
-            # Not the table's fault (no descriptors left, a mode that is wrong for a moment), and gone without
-            # the file changing again: look once more next time. A file that is missing has to come back.
-            self._seen = stamp if isinstance(error, FileNotFoundError) else _UNREAD
-            self.error = _reason(self._path, error)
+            self._seen = stamp_after(error, stamp)
+            self.error = reason(self._path, error)
             return False
         except ValueError as error:
-            self.error = _reason(self._path, error)
+            self.error = reason(self._path, error)
             return False
         self.error = None
         self._keep_copy(text)
@@ -72,7 +66,7 @@ class TableWatch:
                 text = path.read_text("utf-8")
                 table = self._admit(decode(text))
             except (OSError, ValueError) as error:
-                reasons.append(_reason(path, error))
+                reasons.append(reason(path, error))
                 continue
             self.error = reasons[0] if reasons else None
             if path == self._path:
@@ -100,18 +94,3 @@ class TableWatch:
             part.replace(self._copy)
         except OSError as error:
             self.copy_error = f"the copy {self._copy} could not be written: {error}"
-
-
-def _stamp(path: Path) -> _Stamp:
-    """What changes when the file does: a replaced file has another inode even within one clock tick."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return _ABSENT
-    return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{path}: {error.strerror or error}"
-    return f"{path}: {error}"

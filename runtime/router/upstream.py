@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 from functools import cache
+from pathlib import Path
 from typing import Protocol, cast
 
 from servestate.runtime.router.heads import AnswerHead, BadAnswer
@@ -41,14 +42,11 @@ class Exchange(Protocol):
 
 
 class Origin:
-    """One scheme, host and port, with its idle connections, the most recently used last."""
+    """Where an upstream is reached, with its idle connections, the most recently used last."""
 
-    __slots__ = ("_host", "_port", "_retired", "_tls", "idle", "limits")
+    __slots__ = ("_retired", "idle", "limits")
 
-    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
-        self._host = host
-        self._port = port
-        self._tls = tls
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.idle: list[UpstreamConnection] = []
         self._retired = False
@@ -71,12 +69,7 @@ class Origin:
         connection = UpstreamConnection(self, loop)
         try:
             async with asyncio.timeout(self.limits.connect_s):
-                await loop.create_connection(
-                    lambda: connection,
-                    self._host,
-                    self._port,
-                    ssl=_tls_context() if self._tls else None,
-                )
+                await self._connect(connection, loop)
         except TimeoutError:
             connection.discard()
             exchange.failed_to_connect(f"no connection within {self.limits.connect_s:g} s")
@@ -87,6 +80,10 @@ class Origin:
             raise
         else:
             exchange.connected(connection)
+
+    async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises OSError, or ValueError for a name that cannot be one."""
+        raise NotImplementedError
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection for the next request."""
@@ -107,6 +104,35 @@ class Origin:
             self.idle = [connection for connection in self.idle if connection.idle_since >= before]
             for connection in stale:
                 connection.close()
+
+
+class TcpOrigin(Origin):
+    """One scheme, host and port."""
+
+    __slots__ = ("_host", "_port", "_tls")
+
+    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
+        super().__init__(limits)
+        self._host = host
+        self._port = port
+        self._tls = tls
+
+    async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
+        tls = _tls_context() if self._tls else None
+        await loop.create_connection(lambda: connection, self._host, self._port, ssl=tls)
+
+
+class UnixOrigin(Origin):
+    """A socket in the file system."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        super().__init__(limits)
+        self._path = path
+
+    async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
+        await loop.create_unix_connection(lambda: connection, str(self._path))
 
 
 @cache

@@ -1,0 +1,32 @@
+"""What the router counts: by endpoint and entity, for reports and metrics."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+BOUNDS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 600000)
+"""Upper bounds, inclusive, of all but the last bucket; those of the serving API's `request_latency_ms`."""
+
+
+class Counters:
+    """What happened to one entity since the router started.
+
+    `statuses` counts whole answers by the hundreds of their status; one that broke off counts as a 5xx
+    whatever its status line said, and one that the client did not wait for not at all. `latencies` are their
+    numbers by `BOUNDS_MS`, each in one bucket only, and `latency_ms` the sum: from the whole request to the
+    whole answer.
+    """
+
+    __slots__ = ("direct", "errors", "inflight", "latencies", "latency_ms", "requests", "statuses")
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.direct = self.inflight = 0
+        self.statuses = [0] * 6
+        self.latencies = [0] * (len(BOUNDS_MS) + 1)
+        self.latency_ms = 0.0
+
+    def answered(self, status: int, ms: float) -> None:
+        """Count an answer of that status, `ms` after its request."""
+        self.statuses[status // 100] += 1
+        self.latencies[bisect_left(BOUNDS_MS, ms)] += 1
+        self.latency_ms += ms
