@@ -16,8 +16,6 @@ process that started this one has died.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import json
 import os
 import random
 import signal
@@ -56,10 +54,12 @@ from servestate.providers.readiness import await_ready
 from servestate.runtime.apply import Stale, carry_out
 from servestate.runtime.backoff import Backoff
 from servestate.runtime.executor import Outcome
+from servestate.runtime.order import decode_order, dies_with
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.sight import LOOK_S, Sight
 from servestate.runtime.store.protocol import LockHeld, StoreError
 from servestate.runtime.supervision import (
+    HEARTBEAT_S,
     Supervised,
     Supervision,
     describe_supervised,
@@ -70,9 +70,6 @@ from servestate.runtime.supervision import (
 from servestate.runtime.survey import survey
 from servestate.runtime.table_file import read_version
 from servestate.runtime.workspace import Workspace, open_workspace, owner_of_this_process
-
-HEARTBEAT_S = 10.0
-"""How often the status file is written at least: the sign of life that the guard looks for."""
 
 REASON_S = 5.0
 """How long the provider of something dead may take to say why it died."""
@@ -87,29 +84,8 @@ FINISH_S = 30.0
 LAST_LOOK_S = 1.0
 """The same for one that has failed or run out of time: only to have that recorded."""
 
-_PR_SET_PDEATHSIG = 1
-
 Tell = Callable[[str, str], None]
 """Takes what a line is about, an address or a provider, and what there is to say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What the controller is told by the process that starts it: the site as that one has read it, so that a
-    configuration that is being edited does not end supervision, and its pid. Holds references, no secrets."""
-
-    site: Site
-    parent: int
-
-    def encode(self) -> bytes:
-        """As the controller reads it."""
-        return json.dumps({"site": self.site.model_dump(mode="json"), "parent": self.parent}).encode()
-
-
-def decode_order(text: bytes) -> Order:
-    """The order that was encoded. Raises ValueError."""
-    found = json.loads(text)
-    return Order(Site.model_validate_json(json.dumps(found["site"])), int(found["parent"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -551,8 +527,7 @@ def main(root: str) -> int:
     """Supervise the site in that folder until told to stop, or until the process that started this one has
     gone."""
     order = decode_order(sys.stdin.buffer.read())
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != order.parent:  # it died before the kernel was asked to tell us
+    if not dies_with(order.parent):
         return 0
     workspace = open_workspace(Path(root), order.site)
     controller = Controller(workspace, tell)

@@ -1,10 +1,11 @@
-"""Keeps the controller running beside the router, in a process of its own.
+"""Keeps the controller and the API running beside the router, each in a process of its own.
 
-The router parses strangers' bytes; the controller holds the store and the Docker socket. They share no
-memory, and the router waits for nothing here: the thread that watches the controller mostly sleeps.
+The router parses strangers' bytes; they hold the store and the Docker socket. They share no memory, and the
+router waits for nothing here: the threads that watch them mostly sleep.
 
 The controller keeps the site that it was started with, so that one that is being edited does not end
-supervision. Once somebody has applied another one, the controller is started anew with that.
+supervision. Once somebody has applied another one, the controller is started anew with that. The API reads
+the configuration by itself.
 """
 
 from __future__ import annotations
@@ -18,28 +19,55 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.spec.site import Site
 from servestate.runtime.backoff import HEALTHY_S, Backoff
-from servestate.runtime.controller import HEARTBEAT_S, Order
-from servestate.runtime.supervision import supervision_path
+from servestate.runtime.configuration import Options
+from servestate.runtime.order import Order
+from servestate.runtime.supervision import HEARTBEAT_S, supervision_path
 from servestate.runtime.workspace import Workspace
 
 HUNG_AFTER_S = 30 * HEARTBEAT_S
-"""Without a sign of life for so long the controller is killed; its intents cover what it was doing."""
+"""Without a sign of life for so long the child is killed; its intents cover what it was doing."""
 
 _POLL_S = 0.5
 _STOP_S = 60.0
-"""How long the controller may take to finish what is in flight."""
+"""How long a child may take to finish what is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What is kept running. `sign` is the file that it touches as a sign of life, where it gives one;
+    `follows_site` where it has to be started anew for another site."""
+
+    name: str
+    module: str
+    sign: Callable[[Workspace], Path] | None = None
+    follows_site: bool = False
+
+
+CONTROLLER = Child("controller", "servestate.runtime.controller", supervision_path, follows_site=True)
+API = Child("API", "servestate.runtime.api.process")
 
 
 class Guard:
-    """Starts the controller of one site, and starts it again whenever it ends or hangs, until told to stop.
-    `tell` hears a line for people about each time. `reread` gives the site as it is configured now, or raises
-    InvalidInput."""
+    """Starts a child of one site, and starts it again whenever it ends or hangs, until told to stop. `tell`
+    hears a line for people about each time. `reread` gives the site as it is configured now, or raises
+    InvalidInput; `configuration` is where that is."""
 
-    def __init__(self, workspace: Workspace, tell: Callable[[str], None], reread: Callable[[], Site]) -> None:
+    def __init__(
+        self,
+        child: Child,
+        workspace: Workspace,
+        tell: Callable[[str], None],
+        reread: Callable[[], Site],
+        configuration: Options | None = None,
+    ) -> None:
+        self._child = child
+        self._configuration = configuration
         self._workspace = workspace
         self._tell = tell
         self._reread = reread
@@ -47,7 +75,7 @@ class Guard:
         self._table = self._table_stamp()
         self._ending = threading.Event()
         # A daemon: a second signal ends serve at once, and the kernel then tells the controller.
-        self._thread = threading.Thread(target=self._run, name="controller-guard", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"guard of {child.name}", daemon=True)
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -71,7 +99,9 @@ class Guard:
             now = time.monotonic()
             backoff = (Backoff() if now - began >= HEALTHY_S else backoff).failed(now, random.random)
             delay = (backoff.next_try or now) - now
-            self._tell(f"servestate: the controller {how}; the router serves on without for {delay:.1f} s")
+            self._tell(
+                f"servestate: the {self._child.name} {how}; the router serves on without for {delay:.1f} s"
+            )
             self._ending.wait(delay)
             backoff = backoff.restarted()
 
@@ -85,11 +115,13 @@ class Guard:
         while process.poll() is None:
             if self._ending.wait(_POLL_S):
                 _end(process)
-            elif self._has_another_site():
-                self._tell("servestate: another site has been applied; the controller starts anew with it")
+            elif self._child.follows_site and self._has_another_site():
+                self._tell(
+                    f"servestate: another site has been applied; the {self._child.name} starts anew with it"
+                )
                 _end(process)
                 return None
-            elif self._last_sign(began) + HUNG_AFTER_S < time.time():
+            elif self._child.sign is not None and self._last_sign(began) + HUNG_AFTER_S < time.time():
                 process.kill()
                 process.wait()
                 return f"gave no sign of life for {HUNG_AFTER_S:.0f} s and was killed"
@@ -100,9 +132,9 @@ class Guard:
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
-        order = Order(self._site, os.getpid())
+        order = Order(self._site, os.getpid(), self._configuration)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "servestate.runtime.controller", str(self._workspace.root)],
+            [sys.executable, "-P", "-m", self._child.module, str(self._workspace.root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for serve, which ends the controller in its turn
@@ -141,8 +173,9 @@ class Guard:
         return found.st_ino, found.st_mtime_ns
 
     def _last_sign(self, began: float) -> float:
+        assert self._child.sign is not None, "asked only of one that gives signs"
         try:
-            return max(began, supervision_path(self._workspace).stat().st_mtime)
+            return max(began, self._child.sign(self._workspace).stat().st_mtime)
         except OSError:  # none yet, or somebody has removed it: it comes again with the next sign
             return began
 

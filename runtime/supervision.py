@@ -21,6 +21,9 @@ from servestate.runtime.workspace import Workspace
 
 FORMAT_VERSION = 1
 
+HEARTBEAT_S = 10.0
+"""How often the status file is written at least: the sign of life that the guard looks for."""
+
 
 class Condition(StrEnum):
     """How a supervised entity fares."""

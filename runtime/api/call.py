@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from servestate.planner.access import Caller
@@ -80,13 +81,22 @@ class Row:
 
 class Refusal(Exception):
     """The request ends here: an HTTP status, an error code of the serving API and a message. `retry_after` is
-    in whole seconds, 0 for no such header."""
+    in whole seconds, 0 for no such header. `more` stands beside code and message; the calls of the serving
+    API itself have nothing there, since its clients take a further field for something else."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after: int = 0) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        retry_after: int = 0,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.status = status
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.more = more
         super().__init__(message)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from servestate.planner.access import Caller, Level, grants_in, level_of
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.plan import Plan
+from servestate.planner.resolve import Resolved
 from servestate.planner.stages import routes_only
 from servestate.planner.state import EndpointRecord, State
 from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api import goals
-from servestate.runtime.api.call import absent, invalid, unavailable
+from servestate.runtime.api.call import Refusal, absent, exists, invalid, unavailable
 from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
 from servestate.runtime.api.keeper import Answer, Keeper, Tell
 from servestate.runtime.api.ledger import Ledger, Status, Update
@@ -25,6 +26,7 @@ from servestate.runtime.api.view import View
 from servestate.runtime.api.wording import said
 from servestate.runtime.keyring import Keyring
 from servestate.runtime.store.protocol import StoreError
+from servestate.runtime.workspace import Workspace
 
 ANSWER_S = 10.0
 """How long a request waits to be answered with more than that it is under way."""
@@ -35,7 +37,8 @@ Edit = Callable[[dict[str, Any]], None]
 
 @dataclass(slots=True)
 class Desk:
-    """One of these, for all requests. `keyring` is replaced whole when the configuration changes."""
+    """One of these, for all requests. `keyring` is replaced whole when the configuration changes; `document`
+    gives the OpenAPI document."""
 
     source: SiteSource
     view: View
@@ -43,6 +46,7 @@ class Desk:
     hands: Hands
     keyring: Keyring
     tell: Tell
+    document: Callable[[], dict[str, Any]] = dict
     # Writes wait for the lock and for each other: they must not keep reads from their threads.
     writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "write"))
     _keepers: dict[str, Keeper] = field(default_factory=dict)
@@ -78,11 +82,28 @@ class Desk:
         """Have somebody look at what the endpoint shall be: what was promised of it has been taken back."""
         await self._answered(self._ask(name))
 
+    async def make_bare(self, block: dict[str, Any], by: str) -> None:
+        """Make an endpoint that has no config yet. Raises Refusal and InvalidInput."""
+
+        name = str(block["name"])
+
+        def make() -> tuple[Planned, Plan]:
+            def goal(state: State, workspace: Workspace) -> Resolved:
+                if name in state.endpoints:
+                    raise exists(f"there is an endpoint {name!r} already")
+                return goals.resolved(block, None, workspace.site)
+
+            planned = self.hands.plan(goal, frozenset({name}))
+            return planned, planned.plan
+
+        await self.run(lambda: self.hands.do(make, by, Interrupt(), ANSWER_S))
+        self.view.state(now=True)
+
     async def edit(self, name: str, change: Edit, by: str) -> None:
         """Change settings of the endpoint; nothing is started or stopped. Raises Refusal and InvalidInput."""
 
         def make() -> tuple[Planned, Plan]:
-            def goal(state: State, workspace: Any) -> Any:
+            def goal(state: State, workspace: Workspace) -> Resolved:
                 record = state.endpoints.get(name)
                 if record is None:
                     raise no_endpoint(name)
@@ -160,12 +181,12 @@ class Desk:
         self.ledger.close()
 
 
-def no_endpoint(name: str) -> Exception:
+def no_endpoint(name: str) -> Refusal:
     """The very same answer for one that is not there and one that the caller may not see."""
     return absent(f"there is no endpoint {name!r}")
 
 
-def findings(error: InvalidInput) -> Exception:
+def findings(error: InvalidInput) -> Refusal:
     """All that is wrong with a request, as a refusal: each finding with its place and its way out."""
     lines = []
     for found in error.diagnostics:

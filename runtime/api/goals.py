@@ -38,6 +38,12 @@ def resolved(
     return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
 
 
+def as_judged(found: Resolved) -> dict[str, Any]:
+    """The one endpoint of `found` as a request would describe it, with all that was left open filled in."""
+    (endpoint,) = found.endpoints
+    return written_form(json.loads(endpoint.block), [entity.name for entity in endpoint.entities])
+
+
 def as_recorded(record: EndpointRecord, site: Site) -> Resolved:
     """The endpoint as it is. Its entities are those that it has, whatever the site says of their models by
     now; only where one has nothing left that tells what it ran is the site asked."""

@@ -186,9 +186,8 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
     serve = _verb(verbs, "serve", "serve", "route requests by the applied table, and supervise what serves")
     up = verbs.choices["up"]
     for verb in (serve, up):
-        verb.add_argument(
-            "--no-controller", action="store_true", help="only route: what dies is not started again"
-        )
+        verb.add_argument("--no-controller", action="store_true", help="what dies is not started again")
+        verb.add_argument("--no-api", action="store_true", help="no management API and no listener for it")
     status = _verb(verbs, "status", "status", "endpoints, split desired and observed, instances, health")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     logs = _verb(verbs, "logs", "logs", "the last lines that an instance wrote")

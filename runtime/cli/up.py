@@ -12,7 +12,7 @@ from servestate.runtime.cli import apply
 from servestate.runtime.cli.common import workspace_of
 from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.query import body_for
-from servestate.runtime.cli.serve import announce, configured_site, serve, serve_supervised
+from servestate.runtime.cli.serve import announce, beside, serve
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,10 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         announce(url)
 
-    if arguments.no_controller:
-        code = serve(workspace, on_ready)
-    else:
-        code = serve_supervised(workspace, on_ready, lambda: configured_site(arguments))
+    code = serve(workspace, beside(arguments), on_ready)
     complain("servestate: the router has stopped; model servers keep running (servestate destroy stops them)")
     return code
 

@@ -86,6 +86,7 @@ def bundle(
     models = versions or {label: echo(label) for label in ("1", "2", "3")}
     site: dict[str, Any] = {
         "router": {"listen": listen},
+        "management": {"listen": "127.0.0.1:0"},
         "models": {"demo.echo": {"task": "llm/v1/chat", "versions": models}},
     }
     if overrides:

@@ -33,7 +33,7 @@ def serving(site: Site, listen: str) -> Iterator[Conversation]:
 
 
 def test_serve_before_apply(site: Site, listen: str) -> None:
-    check(site.run("serve"), site.folder, "serve/nothing_applied")
+    check(site.run("serve", "--no-api"), site.folder, "serve/nothing_applied")
 
 
 def test_query(site: Site, serving: Conversation) -> None:

@@ -25,7 +25,8 @@ from servestate.providers.protocol import Provider, Readiness, TransientError
 from servestate.runtime import controller
 from servestate.runtime.apply import Finished, carry_out
 from servestate.runtime.backoff import nominal_delay_s
-from servestate.runtime.controller import Controller, Order, decode_order
+from servestate.runtime.controller import Controller
+from servestate.runtime.order import Order, decode_order
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.store.protocol import Owner
 from servestate.runtime.store.sqlite import SqliteStore

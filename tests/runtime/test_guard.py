@@ -9,7 +9,7 @@ import pytest
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.spec.site import Site
-from servestate.runtime.guard import Guard
+from servestate.runtime.guard import CONTROLLER, Guard
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import Workspace, is_gone
 
@@ -35,7 +35,7 @@ def configured() -> Configured:
 def guard(tmp_path: Path, configured: Configured) -> Guard:
     store = SqliteStore(tmp_path / "state.db", is_gone)
     (tmp_path / "table.json").write_text("{}")
-    return Guard(Workspace(tmp_path, tmp_path, Site(), store), lambda line: None, configured)
+    return Guard(CONTROLLER, Workspace(tmp_path, tmp_path, Site(), store), lambda line: None, configured)
 
 
 def publish(folder: Path) -> None:
