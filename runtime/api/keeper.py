@@ -230,7 +230,8 @@ class Keeper:
             entity = getattr(addresses.get(id), "entity", "")
             if entity:
                 notes[entity] = EntityNote("DEPLOYMENT_FAILED", waited.get(id) or why)
-        self._end(update, Status.FAILED, _first_failure(outcome), notes)
+        first = next((note.message for note in notes.values()), "") or _first_failure(outcome)
+        self._end(update, Status.FAILED, first, notes)
 
     def _end(self, update: Update, status: Status, message: str, notes: dict[str, EntityNote]) -> None:
         names = [entity.get("name", "") for entity in update.config.get("served_entities", [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import tempfile
@@ -14,9 +15,11 @@ from typing import Any
 
 import uvloop
 
+from servestate.planner.spec.site import Access
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import encode
-from servestate.providers.secrets import EnvSecrets
+from servestate.providers.secrets import EnvSecrets, Secret
+from servestate.runtime.keyring import Keyring, keyring_of, write_keyring
 from servestate.runtime.router import Limits, Router, RouterConfig
 
 QUICK = Limits(tick_s=0.01, table_poll_s=0.01)
@@ -49,8 +52,16 @@ class Rig:
     def install(self, table: RoutingTable) -> None:
         write_table(self.config.table_path, table)
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 25)
+    @property
+    def management_port(self) -> int:
+        return int(self.router.management_url.rsplit(":", 1)[1])
+
+    async def connect(self, port: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", port or self.port, limit=1 << 25)
+
+    def let_in(self, keyring: Keyring) -> None:
+        assert self.config.keyring_path is not None
+        write_keyring(self.config.keyring_path, keyring)
 
     def counters(self, endpoint: str, entity: str) -> dict[str, int]:
         return self.router.report()["endpoints"][endpoint]["entities"][entity]
@@ -63,13 +74,31 @@ class Rig:
 
 @asynccontextmanager
 async def serving(
-    table: RoutingTable, limits: Limits = QUICK, environ: Mapping[str, str] | None = None
+    table: RoutingTable,
+    limits: Limits = QUICK,
+    environ: Mapping[str, str] | None = None,
+    *,
+    api: Path | None = None,
+    keyring: Keyring | None = None,
 ) -> AsyncIterator[Rig]:
+    """A router. `api` is the socket of the management API, whose listener it then has too."""
     with tempfile.TemporaryDirectory(prefix="ss-router-") as folder:
         path = Path(folder, "table.json")
         write_table(path, table)
+        keys = None
+        if keyring is not None:
+            keys = Path(folder, "access.json")
+            write_keyring(keys, keyring)
         config = RouterConfig(
-            path, Path(folder, "control.sock"), "127.0.0.1", 0, EnvSecrets(environ or {}), limits
+            table_path=path,
+            control_path=Path(folder, "control.sock"),
+            host="127.0.0.1",
+            port=0,
+            secrets=EnvSecrets(environ or {}),
+            limits=limits,
+            management=("127.0.0.1", 0) if api else None,
+            api_path=api,
+            keyring_path=keys,
         )
         router = Router(config)
         await router.start()
@@ -97,9 +126,13 @@ class Answer:
 
 
 def request(
-    body: bytes = CHAT, target: str = "/v1/chat/completions", fields: str = "", method: str = "POST"
+    body: bytes = CHAT,
+    target: str = "/v1/chat/completions",
+    fields: str = "",
+    method: str = "POST",
+    host: str = "localhost",
 ) -> bytes:
-    head = f"{method} {target} HTTP/1.1\r\nHost: h\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
     return head.encode("latin-1") + body
 
 
@@ -142,9 +175,9 @@ async def _read_body(
         return body, False
 
 
-async def ask(rig: Rig, data: bytes) -> Answer:
+async def ask(rig: Rig, data: bytes, port: int = 0) -> Answer:
     """One request on a connection of its own."""
-    reader, writer = await rig.connect()
+    reader, writer = await rig.connect(port)
     writer.write(data)
     try:
         return await read_answer(reader)
@@ -163,3 +196,23 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
 
 async def bounded(awaitable: Awaitable[Any], seconds: float = 10.0) -> Any:
     return await asyncio.wait_for(awaitable, seconds)
+
+
+class _SiteKey:
+    """Secrets that know the site's key only."""
+
+    def get(self, scope: str, key: str) -> Secret:
+        return Secret("5a" * 32)
+
+
+def keyring(*hosts: str, **tokens: Mapping[str, Any]) -> Keyring:
+    """`TOKEN={...}`: tokens, each with its fields of `servestate.access.tokens` beside the hash."""
+    entries = [
+        {"sha256": hashlib.sha256(token.encode()).hexdigest(), **fields} for token, fields in tokens.items()
+    ]
+    return keyring_of(Access.model_validate({"tokens": entries, "hosts": hosts}), _SiteKey())
+
+
+def bearer(token: str) -> str:
+    """The header line."""
+    return f"Authorization: Bearer {token}\r\n"

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable
 
@@ -17,6 +19,10 @@ class Received:
     head: bytes
     body: bytes
     connection: int
+
+    @property
+    def method(self) -> str:
+        return self.head.split(b" ", 1)[0].decode()
 
     @property
     def target(self) -> str:
@@ -58,12 +64,13 @@ def says(data: bytes) -> Script:
 
 @dataclass
 class Upstream:
-    """A server on loopback. `received` are the requests, `garbage` bytes that were none; `gone` counts
-    connections that the router ended, `open` those that stand."""
+    """A server on loopback, or on the unix socket `path`. `received` are the requests, `garbage` bytes that
+    were none; `gone` counts connections that the router ended, `open` those that stand."""
 
     script: Script = field(default_factory=lambda: says(answer()))
     received: list[Received] = field(default_factory=list)
     garbage: list[bytes] = field(default_factory=list)
+    path: Path | None = None
     open: int = 0
     gone: int = 0
     connections: int = 0
@@ -72,6 +79,9 @@ class Upstream:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Upstream:
+        if self.path is not None:
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=1 << 25)
+            return self
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 25)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -147,6 +157,8 @@ def entity(
     return EntityRoute(name, weight, model, task, bool(more.pop("fixed_path", False)), backends, **more)  # type: ignore[arg-type]
 
 
-def table(*entities: EntityRoute, version: int = 1, name: str = "chat-ep", config: int = 1) -> RoutingTable:
+def table(
+    *entities: EntityRoute, version: int = 1, name: str = "chat-ep", config: int = 1, **more: Any
+) -> RoutingTable:
     """A table of one endpoint."""
-    return RoutingTable(version, "lineage-1", (EndpointRoutes(name, config, entities),))
+    return RoutingTable(version, "lineage-1", (EndpointRoutes(name, config, entities, **more),))
