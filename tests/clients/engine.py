@@ -14,7 +14,11 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Body = dict[str, Any]
 
 SEPARATED = "before\u2028after\u2029the\u0085end"
 """Text with the three line separators that are no line feed."""
@@ -30,7 +34,7 @@ class Prompt:
     WAIT = "wait "  # followed by seconds before the answer begins
 
 
-def prompt_of(body):
+def prompt_of(body: Body) -> str:
     """The text that is asked, whatever the shape of the body."""
     if "messages" in body:
         return str(body["messages"][-1]["content"])
@@ -38,13 +42,13 @@ def prompt_of(body):
     return text if isinstance(text, str) else str(text[0])
 
 
-def said(label, body):
+def said(label: str, body: Body) -> str:
     """The text of an answer."""
     prompt = prompt_of(body)
     return SEPARATED if prompt == Prompt.SEPARATE else f"{label}: {prompt}"
 
 
-def usage_of(body, text):
+def usage_of(body: Body, text: str) -> dict[str, int]:
     """Tokens are words here."""
     asked, answered = len(prompt_of(body).split()), len(text.split())
     return {
@@ -54,7 +58,7 @@ def usage_of(body, text):
     }
 
 
-def completion(label, path, body):
+def completion(label: str, path: str, body: Body) -> Body:
     """A whole answer of the chat or the completions path."""
     text = said(label, body)
     chat = path.endswith("/chat/completions")
@@ -70,7 +74,7 @@ def completion(label, path, body):
     }
 
 
-def events(label, path, body):
+def events(label: str, path: str, body: Body) -> Iterator[Body]:
     """The answer in parts, a word each; last the usage, if it was asked for."""
     whole = completion(label, path, body)
     chat = path.endswith("/chat/completions")
@@ -87,7 +91,7 @@ def events(label, path, body):
         yield {**base, "choices": [], "usage": whole["usage"]}
 
 
-def embeddings(label, path, body):
+def embeddings(body: Body) -> Body:
     """A vector of three numbers for every text, as floats or in base64."""
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     data = [
@@ -97,14 +101,15 @@ def embeddings(label, path, body):
     return {"object": "list", "model": body.get("model", ""), "data": data, "usage": usage, "received": body}
 
 
-def encoded(text, body):
+def encoded(text: str, body: Body) -> object:
+    """A vector as `encoding_format` wants it."""
     vector = [float(len(text)), 0.5, -1.0]
     if body.get("encoding_format") != "base64":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def predictions(label, path, body):
+def predictions(body: Body) -> Body:
     """The sum of every row."""
     if "dataframe_split" in body:
         rows = body["dataframe_split"]["data"]
@@ -118,14 +123,14 @@ def predictions(label, path, body):
     return {"predictions": [sum(row) for row in rows]}
 
 
-def whole_answer(label, path, body):
+def whole_answer(label: str, path: str, body: Body) -> Body | None:
     """What a path answers; None where there is none."""
     if path.endswith("/completions"):
         return completion(label, path, body)
     if path.endswith("/embeddings"):
-        return embeddings(label, path, body)
+        return embeddings(body)
     if path.endswith("/invocations"):
-        return predictions(label, path, body)
+        return predictions(body)
     return None
 
 
@@ -135,14 +140,14 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # a head and its body in one packet, so nothing waits for an acknowledgement
 
-    def log_message(self, *args):
-        return
+    def log_message(self, *args: object) -> None:
+        return  # `logs` is read by tests
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         gate = self.server.gate
         self.answer(503 if gate and not os.path.exists(gate) else 200, {})
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.note(self.path, self.headers, body)
         status = self.server.status_for(body)
@@ -154,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             found = whole_answer(self.server.label, self.path, body)
             self.answer(404 if found is None else 200, found or {})
 
-    def answer(self, status, value):
+    def answer(self, status: int, value: Body) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -164,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def stream(self, body):
+    def stream(self, body: Body) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
@@ -181,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 
-    def send_chunk(self, text):
+    def send_chunk(self, text: str) -> None:
         data = text.encode()
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
         self.wfile.flush()
@@ -193,26 +198,26 @@ class Engine(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port, label, gate=""):
+    def __init__(self, port: int, label: str, gate: str = "") -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.label = label
         self.gate = gate
 
-    def note(self, path, headers, body):
+    def note(self, path: str, headers: Mapping[str, str], body: Body) -> None:
         """Every POST comes by here."""
 
-    def status_for(self, body):
+    def status_for(self, body: Body) -> int:
         """The status of the answer to `body`."""
         prompt = prompt_of(body)
         if prompt.startswith(Prompt.WAIT):
             time.sleep(float(prompt[len(Prompt.WAIT) :]))
         return int(prompt[len(Prompt.FAIL) :]) if prompt.startswith(Prompt.FAIL) else 200
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: object, client_address: object) -> None:
         """The other side is gone: not worth a word."""
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("label")
