@@ -25,7 +25,8 @@ from servestate.planner.graph import build
 from servestate.planner.launch import Container, ExternalSpec, LaunchSpec, Mount, Placement, Spec
 from servestate.planner.plan import PLAN_FORMAT, Plan
 from servestate.planner.revision import canonical_json, digest, spec_to_json
-from servestate.planner.state import EndpointRecord, History, Instance, Phase, Stamp, Target
+from servestate.planner.stamp import Stamp
+from servestate.planner.state import EndpointRecord, History, Instance, Phase, Target
 from servestate.planner.steps import (
     AwaitReady,
     Drain,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from servestate.planner.handles import shown
@@ -47,7 +46,7 @@ def find_drift(state: State, live: Live, changing: frozenset[str] = frozenset())
     """Every difference, by address. Interrupted intents are not drift: `settle` deals with them. Of the
     endpoints in `changing` also what was done to a bundle's through the API, which the plan is to undo."""
     found = [d for i in state.instances.values() if (d := _of_instance(i, live))]
-    found += [d for name in changing if (d := _edited(state.endpoints.get(name)))]
+    found += [d for name in changing if (d := _edited(name, state.endpoints.get(name), live))]
     found += [
         Drift(str(seen.address), DriftKind.UNKNOWN, "not in state", f"{seen.status} as {shown(seen.handle)}")
         for seen in strays(state, live)
@@ -57,16 +56,19 @@ def find_drift(state: State, live: Live, changing: frozenset[str] = frozenset())
     return sorted(found, key=lambda d: (d.address, d.live))
 
 
-def _edited(record: EndpointRecord | None) -> Drift | None:
-    """What was changed through the API of an endpoint that is a bundle's, and by whom."""
-    if record is None or record.owner == API_OWNER or record.history is None:
+def _edited(name: str, record: EndpointRecord | None, live: Live) -> Drift | None:
+    """What was done through the API to an endpoint that is a bundle's, and by whom."""
+    if record is None:
+        removed = live.removed.get(name)
+        return (
+            Drift(name, DriftKind.EDITED, "applied", f"deleted through the API by {removed}")
+            if removed
+            else None
+        )
+    if record.owner == API_OWNER or record.history is None or record.history.changed.through != API_VERB:
         return None
-    changed = record.history.changed
-    if changed.through != API_VERB:
-        return None
-    at = datetime.fromtimestamp(changed.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     recorded = f'as bundle "{record.owner}" was applied'
-    return Drift(record.name, DriftKind.EDITED, recorded, f"changed through the API by {changed.by} at {at}")
+    return Drift(name, DriftKind.EDITED, recorded, f"changed through the API by {record.history.changed}")
 
 
 def _is_reported(instance: Instance | None) -> bool:

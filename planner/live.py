@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from servestate.planner.address import InstanceAddress
 from servestate.planner.launch import HERE, Placement
+from servestate.planner.stamp import Stamp
 
 
 class LiveStatus(StrEnum):
@@ -48,9 +49,11 @@ class Live:
     """Everything observed in one refresh, by address. `duplicates` are further things wearing the marks of
     an address that is already taken; there should be none, and apply removes them. `table_version` is that of
     the routing table file, None where the file is missing or unreadable; `router_trouble` says why a running
-    router does not route by it, "" where it does and where none runs."""
+    router does not route by it, "" where it does and where none runs. `removed` are the endpoints that were
+    last taken away through the API, by name."""
 
     instances: Mapping[InstanceAddress, Observation] = field(default_factory=dict)
     duplicates: tuple[Observation, ...] = ()
     table_version: int | None = None
     router_trouble: str = ""
+    removed: Mapping[str, Stamp] = field(default_factory=dict)

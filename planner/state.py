@@ -21,6 +21,7 @@ from servestate.planner.launch import (
     Placement,
     Spec,
 )
+from servestate.planner.stamp import Stamp
 
 FORMAT_VERSION = 1
 """Of the state and the store; a reader refuses a higher one."""
@@ -64,16 +65,6 @@ class Target:
     entity: str
     weight: int
     instances: tuple[InstanceAddress, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """Who wrote something, when (seconds since the epoch) and through which verb: `apply`, `api`,
-    `repair`."""
-
-    by: str
-    at: float
-    through: str
 
 
 @dataclass(frozen=True, slots=True)

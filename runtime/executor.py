@@ -23,6 +23,7 @@ from servestate.planner.live import Live
 from servestate.planner.match import settle
 from servestate.planner.plan import Plan
 from servestate.planner.plural import counted
+from servestate.planner.stamp import Stamp
 from servestate.planner.state import (
     BecameReady,
     DrainBegan,
@@ -35,7 +36,6 @@ from servestate.planner.state import (
     Phase,
     Published,
     Registered,
-    Stamp,
     State,
     StopIntended,
     Stopped,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from servestate.planner.live import Live
+from servestate.planner.owners import API_VERB
 from servestate.planner.resolve import Resolved
 from servestate.planner.state import State
 from servestate.planner.surroundings import Surroundings
@@ -31,7 +32,7 @@ async def see(workspace: Workspace, providers: Mapping[str, Provider], state: St
         refresh(providers, state.lineage, state, table_version),
         router_trouble(workspace.control_path, workspace.table_path, state.table_serial),
     )
-    return replace(live, router_trouble=trouble)
+    return replace(live, router_trouble=trouble, removed=workspace.store.removed(API_VERB))
 
 
 async def look_around(

@@ -14,7 +14,8 @@ from servestate.planner.access import ANONYMOUS, Level
 from servestate.planner.spec.complete import default_name
 from servestate.planner.spec.endpoint import ServedEntity
 from servestate.planner.spec.written import written_form
-from servestate.planner.state import EndpointRecord, Stamp, State, Target
+from servestate.planner.stamp import Stamp
+from servestate.planner.state import EndpointRecord, State, Target
 from servestate.providers.kept_secrets import without_kept
 from servestate.runtime.api.ledger import EntityNote, Status, Update
 from servestate.runtime.supervision import Supervised

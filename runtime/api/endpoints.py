@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from servestate.planner.access import Caller, Level
+from servestate.planner.engine_keys import SCOPE as ENGINE_SCOPE
 from servestate.planner.owners import API_OWNER
 from servestate.planner.spec.normal import normal_form
 from servestate.planner.spec.request import load_request
 from servestate.planner.spec.site import Site
-from servestate.planner.state import EndpointRecord, History, Stamp, State
+from servestate.planner.stamp import Stamp
+from servestate.planner.state import EndpointRecord, History, State
 from servestate.providers.kept_secrets import keep, refers
+from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import references
 from servestate.runtime.api import goals
 from servestate.runtime.api.call import Call, conflict, exists, invalid
@@ -138,6 +141,7 @@ def _accepted(desk: Desk, body: Mapping[str, Any]) -> dict[str, Any]:
     if refers(dict(body)):
         raise invalid("a secret that came with another request cannot be referred to")
     _check_entities(desk, body.get("config"))
+    _check_secrets(desk, body.get("config"))
     try:
         found: dict[str, Any] = keep(desk.source.workspace().kept_secrets_path, dict(body))
     except ValueError as error:
@@ -163,22 +167,33 @@ def _check_entities(desk: Desk, config: Any) -> None:
                 raise invalid(
                     f"environment_vars: {variable[:60]!r} can only be set in the site's configuration"
                 )
+
+
+def _check_secrets(desk: Desk, config: Any) -> None:
+    """Secrets that a request may refer to, and that are there: the router refuses a table that names one that
+    is not, and with it what everybody else wants."""
     scopes = desk.source.site().access.secret_scopes
-    if scopes is not None:
-        for scope in _scopes(config):
-            if scope not in scopes:
-                raise invalid(f"the secret scope {scope[:60]!r} is not one that requests may refer to")
+    secrets = desk.source.workspace().secrets
+    for scope, key in set(_references(config)):
+        if scopes is not None and scope not in scopes:
+            raise invalid(f"the secret scope {scope[:60]!r} is not one that requests may refer to")
+        if scope == ENGINE_SCOPE:
+            raise invalid(f"the secret scope {scope!r} is reserved")
+        try:
+            secrets.get(scope, key)
+        except PermanentError as error:
+            raise invalid(f"{error.what}; fix: {error.fix}") from None
 
 
-def _scopes(value: Any) -> Iterator[str]:
+def _references(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield from (scope for scope, _ in references(value))
+        yield from references(value)
     elif isinstance(value, dict):
         for below in value.values():
-            yield from _scopes(below)
+            yield from _references(below)
     elif isinstance(value, list):
         for below in value:
-            yield from _scopes(below)
+            yield from _references(below)
 
 
 def _owned(block: dict[str, Any], caller: Caller, desk: Desk) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.stamp import Stamp
 from servestate.planner.state import Event, State
 
 
@@ -103,6 +104,9 @@ class StateStore(Protocol):
 
     def journal(self, after_serial: int) -> list[JournalEntry]:
         """The history after a serial, oldest first."""
+
+    def removed(self, verb: str) -> dict[str, Stamp]:
+        """The endpoints that were last forgotten through that verb, by name."""
 
     def close(self) -> None:
         """Let go of the storage."""

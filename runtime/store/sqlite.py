@@ -21,6 +21,7 @@ from servestate.planner.codec import (
     encode_record,
 )
 from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.stamp import Stamp
 from servestate.planner.state import FORMAT_VERSION, Event, State, apply_event, touched
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, LostLock, Owner, StoreError
 
@@ -139,6 +140,14 @@ class SqliteStore:
             return []
         with self._failing("read"):
             return self._ask(lambda connection: _journal(connection, after_serial))
+
+    def removed(self, verb: str) -> dict[str, Stamp]:
+        """See `StateStore.removed`."""
+        if not self._path.exists():
+            return {}
+        with self._failing("read"):
+            found = self._ask(_forgotten)
+        return {name: stamp for name, stamp in found.items() if stamp.through == verb}
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -313,6 +322,23 @@ def _journal(connection: sqlite3.Connection, after_serial: int) -> list[JournalE
         (after_serial,),
     )
     return [JournalEntry(*row) for row in rows]
+
+
+def _forgotten(connection: sqlite3.Connection) -> dict[str, Stamp]:
+    """Who forgot each endpoint last."""
+    if not _has_schema(connection):
+        return {}
+    rows = connection.execute(
+        "SELECT address, at, by FROM journal WHERE event = 'Forgotten' AND address NOT LIKE '%/%'"
+        " ORDER BY serial"
+    )
+    return {name: Stamp(person, at, verb) for name, at, by in rows for person, verb in [_writer_in(by)]}
+
+
+def _writer_in(by: str) -> tuple[str, str]:
+    """Person and verb of a journal's line, as `_write_event` writes them."""
+    person, _, verb = by.rpartition(" (")
+    return person, verb.removesuffix(")")
 
 
 def _write_event(connection: sqlite3.Connection, after: State, event: Event, lock: Lock, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
+from servestate.planner.stamp import Stamp
 from servestate.planner.state import Event, State, apply_event, touched
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, LostLock, Owner
 
@@ -73,6 +74,9 @@ class MemoryStore:
 
     def journal(self, after_serial: int) -> list[JournalEntry]:
         return [entry for entry in self.history if entry.serial > after_serial]
+
+    def removed(self, verb: str) -> dict[str, Stamp]:
+        return {}
 
     def close(self) -> None:
         pass
