@@ -55,9 +55,9 @@ def read(path: Path) -> dict[str, str]:
 _WRITING = threading.Lock()
 
 
-def keep(path: Path, body: Any) -> Any:
-    """`body` with every `K_plaintext` replaced by a reference `K` to a secret that is kept from now on.
-    Raises ValueError where both are given, and OSError."""
+def taken_out(body: Any) -> tuple[Any, dict[str, str]]:
+    """`body` with every `K_plaintext` replaced by a reference `K`, and the secrets that these refer to once
+    they are kept. Raises ValueError where both are given."""
     found: dict[str, str] = {}
 
     def name(value: str) -> str:
@@ -65,11 +65,14 @@ def keep(path: Path, body: Any) -> Any:
         found[key] = value
         return f"{{{{secrets/{SCOPE}/{key}}}}}"
 
-    changed = _replaced(body, name)
-    if found:
+    return _replaced(body, name), found
+
+
+def keep(path: Path, secrets: Mapping[str, str]) -> None:
+    """Keep these secrets from now on. Raises OSError."""
+    if secrets:
         with _WRITING:
-            _write(path, {**read(path), **found})
-    return changed
+            _write(path, {**read(path), **secrets})
 
 
 def _replaced(value: Any, name: Callable[[str], str]) -> Any:

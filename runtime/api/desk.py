@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from servestate.planner.plan import Plan
 from servestate.planner.resolve import Resolved
 from servestate.planner.stages import routes_only
 from servestate.planner.state import EndpointRecord, State
+from servestate.providers import kept_secrets
 from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api import goals
 from servestate.runtime.api.call import Refusal, absent, exists, invalid, unavailable
@@ -67,16 +68,34 @@ class Desk:
 
     # Changing something.
 
-    async def promise(self, update: Update) -> None:
-        """Put the update into the ledger and have it pursued; returns once it is done or under way. Raises
-        InvalidInput where it cannot be planned, and Refusal."""
+    async def promise(self, update: Update, secrets: Mapping[str, str]) -> None:
+        """Put the update into the ledger and have it pursued; returns once it is done or under way. `secrets`
+        are those that came with the request. Raises InvalidInput where it cannot be planned, and Refusal."""
+        kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
         self.ledger.put(update)
-        await self._answered(self._ask(update.endpoint))
+        try:
+            await self._answered(self._ask(update.endpoint))
+        finally:
+            if secrets:
+                await self.run(self.forget_secrets)
+
+    def forget_secrets(self) -> None:
+        """Drop the secrets that came with requests which nothing refers to any more."""
+        workspace = self.source.workspace()
+        state = self.view.state(now=True)
+        used = [record.block for record in state.endpoints.values()]
+        used += [repr(one.spec) for one in state.instances.values()]
+        used += [repr(update.block) for update in self.ledger.updates().values()]
+        try:
+            kept_secrets.forget(workspace.kept_secrets_path, "\n".join(used))
+        except OSError as error:  # they are dropped another time
+            self.tell("secrets", f"those that nobody uses are still kept: {error}")
 
     async def delete(self, name: str, by: str) -> None:
         """Have the endpoint deleted; returns once its name is free. Raises Refusal."""
         if not await self._answered(self._ask(name, by)):
             raise unavailable(f'"{name}" will be deleted as soon as the lock of another command is free', 5)
+        await self.run(self.forget_secrets)
 
     async def look_again(self, name: str) -> None:
         """Have somebody look at what the endpoint shall be: what was promised of it has been taken back."""
@@ -149,7 +168,7 @@ class Desk:
             keeper = self._keepers.get(name)
             if keeper is not None and keeper.ask(answer, deleted_by):
                 return answer
-            keeper = self._keepers[name] = Keeper(name, self.hands, self.ledger, self.tell)
+            keeper = self._keepers[name] = Keeper(name, self.hands, self.ledger, self.view, self.tell)
             keeper.ask(answer, deleted_by)
             # A daemon: what a second signal cuts short is in the ledger.
             threading.Thread(target=self._keep, args=(keeper,), name=f"keeper {name}", daemon=True).start()

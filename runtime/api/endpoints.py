@@ -18,7 +18,7 @@ from servestate.planner.spec.request import load_request
 from servestate.planner.spec.site import Site
 from servestate.planner.stamp import Stamp
 from servestate.planner.state import EndpointRecord, History, State
-from servestate.providers.kept_secrets import keep, refers
+from servestate.providers.kept_secrets import refers, taken_out
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import references
 from servestate.runtime.api import goals
@@ -53,7 +53,7 @@ async def get(desk: Desk, call: Call) -> Any:
 
 async def list_all(desk: Desk, call: Call) -> Any:
     """GET: every endpoint that the caller may see, by name; in pages where `page_size` is given."""
-    state, updates, supervised = desk.view.state(), desk.ledger.updates(), desk.view.supervised()
+    updates, state, supervised = desk.ledger.updates(), desk.view.state(), desk.view.supervised()
     records = [r for r in _records(state, updates) if desk.level(call.caller, r) >= Level.CAN_VIEW]
     records.sort(key=lambda r: r.name)
     page, token = _page(records, call.query)
@@ -94,14 +94,26 @@ def _promised(update: Update) -> EndpointRecord:
 
 def show(desk: Desk, name: str, caller: Caller) -> dict[str, Any]:
     """The reply about one endpoint. Raises Refusal 404."""
-    state, update = desk.view.state(), desk.ledger.get(name)
+    # In this order: the state is read anew before an update leaves the ledger, so that what has left it is in
+    # the state.
+    update = desk.ledger.get(name)
+    state = desk.view.state()
     record = state.endpoints.get(name)
+    if update is not None and record is not None and is_active(update, record):
+        update = None
     if record is None and update is not None:
         record = _promised(update)
     if record is None:
         raise no_endpoint(name)
     level = desk.level(caller, record)
     return detailed(endpoint_id(state, record), record, state, update, desk.view.supervised(), level)
+
+
+def is_active(update: Update, record: EndpointRecord) -> bool:
+    """Whether what the update wants is what the endpoint has: it will leave the ledger in a moment."""
+    if update.status is not Status.IN_PROGRESS or not record.targets:
+        return False
+    return goals.written_block(record).get("config") == update.config
 
 
 # Making.
@@ -123,30 +135,29 @@ async def _create(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     name = body.get("name")
     if not isinstance(name, str):
         raise invalid("the body needs a name, which is text")
-    repeated = desk.ledger.get(name)
-    block = _accepted(desk, {k: v for k, v in body.items() if k in ("name", "config", *_METADATA)})
+    block, secrets = _accepted(desk, {k: v for k, v in body.items() if k in ("name", "config", *_METADATA)})
     block = _owned(block, call.caller, desk)
-    judged = goals.resolved(block, None, desk.source.site(), units=units)  # before anything happens
-    if name in desk.view.state().endpoints or repeated is not None:
+    judged = goals.as_judged(goals.resolved(block, None, desk.source.site(), units=units))
+    _check_secrets(desk, body.get("config"))
+    if name in desk.view.state().endpoints or desk.ledger.get(name) is not None:
         raise exists(f"there is an endpoint {name!r} already")
-    if "config" not in block:
-        await desk.make_bare(block, call.caller.name)
+    if "config" not in judged:
+        await desk.make_bare(judged, call.caller.name)
     else:
-        await desk.promise(Update(name, goals.as_judged(judged), "", time.time(), call.caller.name, units))
+        await desk.promise(Update(name, judged, "", time.time(), call.caller.name, units), secrets)
     return show(desk, name, call.caller)
 
 
-def _accepted(desk: Desk, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body, safe to keep: secrets that it brings along are kept apart. Raises Refusal."""
+def _accepted(desk: Desk, body: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The body without the secrets that it brings along, and these. Raises Refusal."""
     if refers(dict(body)):
         raise invalid("a secret that came with another request cannot be referred to")
     _check_entities(desk, body.get("config"))
-    _check_secrets(desk, body.get("config"))
     try:
-        found: dict[str, Any] = keep(desk.source.workspace().kept_secrets_path, dict(body))
+        found, secrets = taken_out(dict(body))
     except ValueError as error:
         raise invalid(str(error)) from None
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in found.items() if value is not None}, secrets
 
 
 def _check_entities(desk: Desk, config: Any) -> None:
@@ -235,14 +246,16 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
         raise invalid(f"the body has none of {', '.join(_CONFIG)}")
     _check_idle(desk, name)
     record = desk.record(name)
-    config = _accepted(desk, {"config": _merged(record, given)})["config"]
+    accepted, secrets = _accepted(desk, {"config": given})
+    config = _merged(record, accepted["config"])
     block = {**goals.written_block(record), "config": config}
     _check_kind(record, config)
     judged = goals.resolved(block, record, desk.source.site(), units=units)
+    _check_secrets(desk, given)
     _check_idle(desk, name)
     wanted = {"name": name, "config": goals.as_judged(judged)["config"]}
     before = goals.config_digest(record)
-    await desk.promise(Update(name, wanted, before, time.time(), call.caller.name, units))
+    await desk.promise(Update(name, wanted, before, time.time(), call.caller.name, units), secrets)
     return show(desk, name, call.caller)
 
 

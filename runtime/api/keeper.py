@@ -31,6 +31,7 @@ from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api import goals
 from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
 from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
+from servestate.runtime.api.view import View
 from servestate.runtime.api.waiting import FINISH_S, LAST_LOOK_S, wait_for
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import StoreError
@@ -63,10 +64,11 @@ class Errand:
 class Keeper:
     """Sees to one endpoint. `run` is its thread's whole life; everything else may be called by any thread."""
 
-    def __init__(self, name: str, hands: Hands, ledger: Ledger, tell: Tell) -> None:
+    def __init__(self, name: str, hands: Hands, ledger: Ledger, view: View, tell: Tell) -> None:
         self.name = name
         self._hands = hands
         self._ledger = ledger
+        self._view = view
         self._tell = tell
         self._scope = frozenset({name})
         self._lock = threading.Lock()
@@ -176,6 +178,7 @@ class Keeper:
                 self._not_done(update, outcome, planned, waited)
                 return
             if not publishes(planned.plan) or any(_activates(node, self.name) for node in now.nodes):
+                self._view.state(now=True)  # first: who finds no update must find its config
                 self._ledger.remove(self.name)
                 self._answer()
                 return

@@ -15,7 +15,6 @@ from pathlib import Path
 import uvicorn
 
 from servestate.planner.spec.site import Access
-from servestate.providers import kept_secrets
 from servestate.providers.protocol import PermanentError
 from servestate.runtime.api.app import application
 from servestate.runtime.api.audit import AuditLog
@@ -57,7 +56,7 @@ def main(root: str) -> int:
     ledger = Ledger(workspace.ledger_path)
     keyring = keyring_of(order.site.access, workspace.secrets)
     desk = Desk(source, View(workspace), ledger, Hands(source.workspace), keyring, tell)
-    _forget_unused_secrets(workspace, ledger)
+    desk.forget_secrets()
     asyncio.run(_serve(desk, workspace))
     return 0
 
@@ -110,16 +109,6 @@ async def _watch_tokens(desk: Desk, workspace: Workspace) -> None:
             continue
         desk.keyring = keyring
         tell("tokens", f"{len(keyring.entries)} are known now")
-
-
-def _forget_unused_secrets(workspace: Workspace, ledger: Ledger) -> None:
-    """Drop the secrets that came with requests which nothing refers to any more."""
-    state = workspace.store.read()
-    used = [record.block for record in state.endpoints.values()] if state is not None else []
-    used += [repr(one.spec) for one in state.instances.values()] if state is not None else []
-    used += [repr(update.block) for update in ledger.updates().values()]
-    with suppress(OSError, PermanentError):  # they are dropped another time
-        kept_secrets.forget(workspace.kept_secrets_path, "\n".join(used))
 
 
 if __name__ == "__main__":
