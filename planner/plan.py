@@ -14,6 +14,7 @@ from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.drift import Drift, find_drift
 from servestate.planner.live import Live, Observation
 from servestate.planner.match import Match, Need, by_entity, match, settle, strays
+from servestate.planner.owners import API_OWNER
 from servestate.planner.pin import pin
 from servestate.planner.placed import Placed
 from servestate.planner.placement import Placer
@@ -336,7 +337,8 @@ def _check_owners(desired: Resolved, state: State) -> None:
         record = state.endpoints.get(endpoint.name)
         if record is not None and record.owner != desired.bundle:
             what = f'endpoint "{endpoint.name}" belongs to "{record.owner}", not to bundle "{desired.bundle}"'
-            fix = f'rename it here, or remove it from "{record.owner}" and apply that first'
+            source = "" if record.owner == API_OWNER else f" --from {record.owner}"
+            fix = f"take it over: servestate import {endpoint.name}{source}; or rename it here"
             found.append(Diagnostic("SS301", what, fix))
     if found:
         raise InvalidInput(found)

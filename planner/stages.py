@@ -35,9 +35,11 @@ def at_once(plan: Plan, waited: Collection[str] = ()) -> Plan:
     return replace(plan, nodes=tuple(node for node in plan.nodes if node.id not in cut))
 
 
-def waits(plan: Plan) -> dict[str, Wait]:
-    """What can be waited for now, by the id of its step: the waits that need no other step."""
-    return {n.id: n.step for n in plan.nodes if isinstance(n.step, Wait) and not n.needs and not n.after}
+def waits(plan: Plan, done: Collection[str] = ()) -> dict[str, Wait]:
+    """What can be waited for now, by the id of its step: the waits that need no step but those in `done`."""
+    return {
+        n.id: n.step for n in plan.nodes if isinstance(n.step, Wait) and {*n.needs, *n.after} <= set(done)
+    }
 
 
 def shortened(plan: Plan, ready_timeout_s: Mapping[str, float]) -> Plan:

@@ -262,7 +262,10 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
 def _check_idle(desk: Desk, name: str) -> None:
     """R13: one update at a time."""
     update = desk.ledger.get(name)
-    if update is not None and update.status is Status.IN_PROGRESS:
+    record = desk.view.state().endpoints.get(name)
+    if update is None or update.status is not Status.IN_PROGRESS:
+        return
+    if record is None or not is_active(update, record):
         raise conflict(f"an update of {name!r} is in progress: wait for it, or cancel it")
 
 
@@ -303,8 +306,8 @@ async def cancel(desk: Desk, call: Call) -> Any:
         desk.record(name)
         raise conflict(f"no update of {name!r} is in progress")
     message = f"canceled by {call.caller.name}"
-    desk.ledger.put(update.ended(Status.CANCELED, message, {}))
-    await desk.look_again(name)
+    if desk.ledger.end(update, update.ended(Status.CANCELED, message, {})):
+        await desk.look_again(name)
     return show(desk, name, call.caller)
 
 
@@ -318,7 +321,7 @@ async def delete(desk: Desk, call: Call) -> Any:
     if record is None and update is None:
         raise no_endpoint(name)
     if update is not None and update.status is Status.IN_PROGRESS:
-        desk.ledger.put(update.ended(Status.CANCELED, "the endpoint is being deleted", {}))
+        desk.ledger.end(update, update.ended(Status.CANCELED, "the endpoint is being deleted", {}))
     await desk.delete(name, call.caller.name)
     return {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ from servestate.runtime.api import goals
 from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
 from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
 from servestate.runtime.api.view import View
-from servestate.runtime.api.waiting import FINISH_S, LAST_LOOK_S, wait_for
+from servestate.runtime.api.waiting import FINISH_S, wait_for
 from servestate.runtime.executor import Outcome
 from servestate.runtime.store.protocol import StoreError
 from servestate.runtime.workspace import Workspace
@@ -164,7 +164,7 @@ class Keeper:
 
     def _pursue(self, update: Update) -> None:
         """Take the update as far as it goes: until its config is active, or it has failed."""
-        waited: dict[str, str] = {}
+        waited: set[str] = set()
         while True:
             try:
                 planned, now, outcome = self._stage(update, waited)
@@ -175,25 +175,32 @@ class Keeper:
                 self._end(update, Status.CANCELED, str(error), {})
                 return
             if not outcome.complete:
-                self._not_done(update, outcome, planned, waited)
+                self._not_done(update, outcome, planned)
                 return
             if not publishes(planned.plan) or any(_activates(node, self.name) for node in now.nodes):
                 self._view.state(now=True)  # first: who finds no update must find its config
-                self._ledger.remove(self.name)
-                self._answer()
+                if self._ledger.end(update, None):
+                    self._answer()
                 return
             self._answer()
-            if not now.nodes:
-                waited |= wait_for(waits(planned.plan), planned.state, planned.workspace, self._interrupt)
+            steps = waits(planned.plan, [node.id for node in now.nodes])
+            found = wait_for(
+                {id: step for id, step in steps.items() if id not in waited},
+                planned.workspace,
+                self._interrupt,
+            )
+            if failed := {id: why for id, why in found.items() if why}:
+                self._not_ready(update, planned, failed)
+                return
+            waited |= found.keys()
 
-    def _stage(self, update: Update, waited: dict[str, str]) -> tuple[Planned, Plan, Outcome]:
+    def _stage(self, update: Update, waited: set[str]) -> tuple[Planned, Plan, Outcome]:
         def make() -> tuple[Planned, Plan]:
             planned = self._hands.plan(lambda s, w: self._wanted(update, s, w), self._scope)
             now = at_once(planned.plan, waited)
             if self.name not in planned.state.endpoints and len(now.nodes) < len(planned.plan.nodes):
                 return self._claim(update)
-            timeouts = {id: LAST_LOOK_S if why else FINISH_S for id, why in waited.items()}
-            return planned, shortened(now, timeouts)
+            return planned, shortened(now, dict.fromkeys(waited, FINISH_S))
 
         return self._hands.do(make, update.by, self._interrupt, PATIENCE_S)
 
@@ -216,30 +223,34 @@ class Keeper:
         with self._lock:
             answers, self._errand.answers = self._errand.answers, []
         if answers:
-            self._ledger.remove(self.name)
+            self._ledger.end(update, None)
             for answer in answers:
                 answer.set_exception(error)
         else:
             self._end(update, Status.FAILED, str(error), {})
 
-    def _not_done(self, update: Update, outcome: Outcome, planned: Planned, waited: dict[str, str]) -> None:
+    def _not_done(self, update: Update, outcome: Outcome, planned: Planned) -> None:
         if outcome.interrupted and not outcome.failed:
             raise Interrupted
-        if outcome.lost is not None and not outcome.failed:
-            return  # the lock was broken: plan anew
+        if outcome.failed:  # else the lock was broken: plan anew
+            self._not_ready(update, planned, outcome.failed)
+
+    def _not_ready(self, update: Update, planned: Planned, failed: Mapping[str, str]) -> None:
+        """End the update for what has failed, by the id of each step."""
         addresses = {n.id: n.step.address for n in planned.plan.nodes if hasattr(n.step, "address")}
-        notes: dict[str, EntityNote] = {}
-        for id, why in outcome.failed.items():
-            entity = getattr(addresses.get(id), "entity", "")
-            if entity:
-                notes[entity] = EntityNote("DEPLOYMENT_FAILED", waited.get(id) or why)
-        first = next((note.message for note in notes.values()), "") or _first_failure(outcome)
-        self._end(update, Status.FAILED, first, notes)
+        entities = {id: getattr(addresses.get(id), "entity", "") for id in failed}
+        notes = {
+            entity: EntityNote("DEPLOYMENT_FAILED", failed[id]) for id, entity in entities.items() if entity
+        }
+        self._end(update, Status.FAILED, next(iter(failed.values())), notes)
 
     def _end(self, update: Update, status: Status, message: str, notes: dict[str, EntityNote]) -> None:
         names = [entity.get("name", "") for entity in update.config.get("served_entities", [])]
         aborted = EntityNote("DEPLOYMENT_ABORTED", "the update has ended" if notes else message)
-        self._ledger.put(update.ended(status, message, {**dict.fromkeys(names, aborted), **notes}))
+        if not self._ledger.end(
+            update, update.ended(status, message, {**dict.fromkeys(names, aborted), **notes})
+        ):
+            return  # somebody has cancelled it, or wants another one
         self._tell(self.name, f"{status}: {message.partition(chr(10))[0]}")
         self._answer()
 
@@ -269,7 +280,7 @@ class Keeper:
             found.append(plan)
             return planned, shortened(at_once(plan, waited), dict.fromkeys(waited, FINISH_S))
 
-        waited: dict[str, str] = {}
+        waited: set[str] = set()
         while True:
             found: list[Plan] = []
             planned, now, outcome = self._hands.do(stage, API_OWNER, self._interrupt, PATIENCE_S)
@@ -281,7 +292,7 @@ class Keeper:
                     raise Interrupted
                 raise TransientError(_first_failure(outcome))
             if not now.nodes:
-                waited |= wait_for(waits(plan), planned.state, planned.workspace, self._interrupt)
+                waited |= wait_for(waits(plan), planned.workspace, self._interrupt).keys()
 
     def _recorded(self, state: State, workspace: Workspace) -> Resolved:
         record = state.endpoints.get(self.name)

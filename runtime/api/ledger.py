@@ -93,9 +93,25 @@ class Ledger:
     def put(self, update: Update) -> None:
         """Keep it, in place of an older one of the same endpoint."""
         with self._lock:
-            row = (update.endpoint, json.dumps(asdict(update)))
-            self._connection.execute("INSERT OR REPLACE INTO updates VALUES (?, ?)", row)
-            self._updates[update.endpoint] = update
+            self._write(update)
+
+    def end(self, update: Update, ended: Update | None) -> bool:
+        """Put `ended` in the place of `update`, or nothing where it is done; False, and nothing changes,
+        where another one has taken its place by now."""
+        with self._lock:
+            if self._updates.get(update.endpoint) is not update:
+                return False
+            if ended is None:
+                self._connection.execute("DELETE FROM updates WHERE endpoint = ?", (update.endpoint,))
+                del self._updates[update.endpoint]
+            else:
+                self._write(ended)
+            return True
+
+    def _write(self, update: Update) -> None:
+        row = (update.endpoint, json.dumps(asdict(update)))
+        self._connection.execute("INSERT OR REPLACE INTO updates VALUES (?, ?)", row)
+        self._updates[update.endpoint] = update
 
     def remove(self, endpoint: str) -> None:
         """Forget the update of that endpoint: it is done, or its endpoint is gone."""

@@ -11,21 +11,18 @@ from servestate.planner.steps import AwaitReady, Drain, Pull
 from servestate.providers.protocol import ImageKeeper, PermanentError, Provider, TransientError
 from servestate.providers.readiness import await_ready
 from servestate.runtime.api.hands import Interrupt, Interrupted
+from servestate.runtime.look import state_of
 from servestate.runtime.router_link import ControlSocket
 from servestate.runtime.workspace import Workspace
 
 FINISH_S = 30.0
 """How long what has just proved ready may take to prove it once more, under the lock."""
 
-LAST_LOOK_S = 1.0
-"""The same for what has failed: only to have that recorded."""
 
-
-def wait_for(
-    waits: Mapping[str, Wait], state: State, workspace: Workspace, interrupt: Interrupt
-) -> dict[str, str]:
+def wait_for(waits: Mapping[str, Wait], workspace: Workspace, interrupt: Interrupt) -> dict[str, str]:
     """Wait for all of it at once; why each has failed, by the id of its step, "" for what has come about.
-    Raises Interrupted."""
+    Raises Interrupted, and StoreError."""
+    state = state_of(workspace)
     providers = workspace.providers(state)
     return asyncio.run(_all(waits, state, providers, workspace, interrupt))
 
@@ -53,7 +50,9 @@ async def _one(step: Wait, state: State, providers: Mapping[str, Provider], rout
     try:
         match step:
             case AwaitReady(address, timeout_s):
-                one = state.instances[address]
+                one = state.instances.get(address)
+                if one is None:
+                    return "somebody has taken it away meanwhile"
                 await await_ready(providers[one.spec.provider], one.handle, one.spec, timeout_s, _silently)
             case Drain(address, timeout_s):
                 await router.drained(address, timeout_s, _silently)
