@@ -58,16 +58,25 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A site that asks for tokens, with an endpoint `chat` that the reader may query; tests change nothing
-    there."""
+    """A site that asks for tokens, with endpoints that the reader may query: `chat`, and `limited`, with 2
+    calls a minute for everybody but the reader, who has 3. Tests change nothing there."""
     tokens = [
         {"user_name": "admin@example.com", "sha256": _sha256(ADMIN), "rights": ["admin"]},
         {"user_name": "reader@example.com", "sha256": _sha256(READER)},
         {"user_name": "stranger@example.com", "sha256": _sha256(STRANGER)},
     ]
     grants = [{"level": "CAN_QUERY", "user_name": "reader@example.com"}]
-    chat = {**endpoint("chat", hosted("current", CHAT)), "permissions": grants}
-    with serving(tmp_path_factory.mktemp("guarded"), (chat,), access={"tokens": tokens}) as server:
+    limits = [{"calls": 2, "key": "user", "renewal_period": "minute"}]
+    limits.append({**limits[0], "calls": 3, "principal": "reader@example.com"})
+    standing = (
+        {**endpoint("chat", hosted("current", CHAT)), "permissions": grants},
+        {
+            **endpoint("limited", hosted("current", CHAT)),
+            "permissions": grants,
+            "ai_gateway": {"rate_limits": limits},
+        },
+    )
+    with serving(tmp_path_factory.mktemp("guarded"), standing, access={"tokens": tokens}) as server:
         yield server
 
 

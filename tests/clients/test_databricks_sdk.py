@@ -52,6 +52,7 @@ from databricks.sdk.service.serving import (
     ServingEndpointAccessControlRequest,
     ServingEndpointDetailed,
     ServingEndpointPermissionLevel,
+    TelemetryConfig,
     TrafficConfig,
 )
 
@@ -157,7 +158,7 @@ def test_who_calls_is_asked_for_where_tokens_are_declared(guarded: Server) -> No
         list(workspace(guarded.url, "nobody's-token").serving_endpoints.list())
     reader, stranger = workspace(guarded.url, READER), workspace(guarded.url, STRANGER)
     assert say(reader, "chat") == ("one: hello", "current")
-    assert [one.name for one in reader.serving_endpoints.list()] == ["chat"]
+    assert [one.name for one in reader.serving_endpoints.list()] == ["chat", "limited"]
     with pytest.raises(PermissionDenied):
         reader.serving_endpoints.update_config("chat", served_entities=[local("2")])
     assert list(stranger.serving_endpoints.list()) == []
@@ -258,6 +259,8 @@ def test_second_update_meanwhile(server: Server, w: WorkspaceClient) -> None:
         w.serving_endpoints.update_config("twice", served_entities=[local("2")])
     with pytest.raises(ResourceAlreadyExists):
         w.serving_endpoints.create("twice", config=config(local()))
+    with pytest.raises(ResourceConflict):
+        w.serving_endpoints.patch_telemetry_config("twice")
     w.serving_endpoints.patch("twice", add_tags=[EndpointTag("team", "a")])  # this may happen meanwhile
     between = w.serving_endpoints.get("twice")
     assert between.pending_config.served_entities[0].entity_version == GATED
@@ -308,6 +311,16 @@ def test_update_that_is_cancelled(server: Server, w: WorkspaceClient) -> None:
     assert state_of(back) == (EndpointStateReady.READY, EndpointStateConfigUpdate.UPDATE_CANCELED)
     assert (back.config.config_version, back.pending_config) == (1, None)
     assert say(w, "undone") == ("one: hello", "it")
+
+
+def test_deletion_ends_an_update(server: Server, w: WorkspaceClient, far: Upstream) -> None:
+    w.serving_endpoints.create("brief", config=config(local(GATED)))
+    w.serving_endpoints.delete("brief")
+    with pytest.raises(ResourceDoesNotExist):
+        w.serving_endpoints.get("brief")
+    again = w.serving_endpoints.create("brief", config=config(remote(far.url, "far"))).response
+    assert state_of(again) == READY  # the name is free at once
+    until(lambda: "brief/chat-8" not in server.site.engines(), "its engine is gone")
 
 
 # What belongs to an endpoint beside its config.
@@ -365,6 +378,11 @@ def test_notifications(w: WorkspaceClient, outside: ServingEndpointDetailed) -> 
     assert (answer.name, answer.email_notifications.on_update_failure) == ("outside", ["ops@example.com"])
     found = w.serving_endpoints.get("outside").email_notifications
     assert found.on_update_failure == ["ops@example.com"]
+
+
+def test_telemetry(w: WorkspaceClient, outside: ServingEndpointDetailed) -> None:
+    with pytest.raises(InvalidParameterValue):
+        w.serving_endpoints.patch_telemetry_config("outside", telemetry_config=TelemetryConfig())
 
 
 def test_permissions_by_id(w: WorkspaceClient, outside: ServingEndpointDetailed) -> None:

@@ -291,6 +291,8 @@ def test_no_secret_is_anywhere(server: Server, far: Upstream) -> None:
     for name, content in server.site.listing().items():
         if server.site.folder / name != kept:
             assert not any(secret.encode() in content for secret in secrets), name
+    ok(server.call("DELETE", "/plain"))
+    until(lambda: written_out not in kept.read_text(), "the secret goes with its endpoint", 5)
 
 
 # The data plane.

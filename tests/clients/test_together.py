@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -14,6 +18,8 @@ from tests.cli.harness import until
 from tests.clients.harness import (
     ADMIN,
     CHAT,
+    GATED,
+    READER,
     STANDING,
     Server,
     Upstream,
@@ -61,7 +67,7 @@ def test_split_is_exact(server: Server, far: Upstream) -> None:
 
 
 def answers(server: Server, token: str, times: int) -> list[int]:
-    """The statuses of that many requests; every refusal says when to come back."""
+    """The statuses of that many requests to `limited`; every refusal says when to come back."""
     said = [ask(server, "limited", token) for _ in range(times)]
     for one in said:
         if one.status_code != 200:
@@ -99,12 +105,57 @@ def test_limit_of_each_user(server: Server, far: Upstream) -> None:
     assert len(far.asked) == reached  # the upstream saw nothing of it
 
 
-def test_limit_of_calls_counts_whole_endpoints_too(server: Server, far: Upstream) -> None:
+def test_limits_of_a_user_and_of_the_endpoint(server: Server, far: Upstream) -> None:
     both = [limit(2, "user"), limit(3, "endpoint")]
     ok(server.call("POST", "", limited(far, rate_limits=both)))
     until(lambda: ask(server, "limited", "first").status_code == 200, "it is routed", 5)
     assert answers(server, "first", 2) == [200, 429]
     assert answers(server, "second", 2) == [200, 429]
+
+
+def test_limit_outlives_changes_elsewhere(server: Server, far: Upstream) -> None:
+    ok(server.call("POST", "", limited(far, rate_limits=[limit(1, "endpoint")])))
+    until(lambda: ask(server, "limited").status_code == 200, "it is routed", 5)
+    ok(server.call("POST", "", endpoint("other", external("far", far.url))))
+    until_routed(server, "other")
+    ok(server.call("PATCH", "/limited/tags", {"add_tags": [{"key": "a"}]}))
+    assert answers(server, "any", 1) == [429]
+
+
+def test_limit_of_a_principal_overrides_that_of_everybody(guarded: Server) -> None:
+    assert answers(guarded, ADMIN, 3) == [200, 200, 429]
+    assert answers(guarded, READER, 4) == [200, 200, 200, 429]
+
+
+# Several callers at once.
+
+
+def at_once(calls: list[Callable[[], requests.Response]]) -> list[int]:
+    """The statuses of calls that begin together."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [one.result().status_code for one in [pool.submit(call) for call in calls]]
+
+
+def test_one_name_is_given_once(server: Server, far: Upstream) -> None:
+    body = endpoint("popular", external("far", far.url))
+    said = at_once([lambda: server.call("POST", "", body)] * 6)
+    assert sorted(said) == [200, 409, 409, 409, 409, 409]
+
+
+def test_no_tag_is_lost(server: Server, far: Upstream) -> None:
+    ok(server.call("POST", "", endpoint("tagged", external("far", far.url))))
+    keys = [f"key-{n}" for n in range(6)]
+    bodies = [{"add_tags": [{"key": key, "value": "v"}]} for key in keys]
+    said = at_once([partial(server.call, "PATCH", "/tagged/tags", body) for body in bodies])
+    assert said == [200] * 6
+    assert sorted(tag["key"] for tag in server.get("tagged")["tags"]) == keys
+
+
+def test_one_update_at_a_time(server: Server) -> None:
+    server.create(endpoint("busy", hosted("it", CHAT)))
+    body = {"served_entities": [hosted("it", CHAT, GATED)]}
+    said = at_once([lambda: server.call("PUT", "/busy/config", body)] * 4)
+    assert sorted(said) == [200, 409, 409, 409]
 
 
 # Updates under load.
@@ -138,6 +189,22 @@ def test_no_request_fails_during_an_update(server: Server) -> None:
 
 
 # Restarts.
+
+
+@pytest.mark.slow
+def test_engine_that_dies_comes_back(server: Server) -> None:
+    server.create(endpoint("mortal", hosted("it", CHAT)))
+    os.kill(server.site.engines()["mortal/it"], signal.SIGKILL)
+    until(lambda: server.get("mortal")["state"]["ready"] == "NOT_READY", "its death shows")
+    found = server.get("mortal")
+    assert found["state"]["config_update"] == "NOT_UPDATING"
+    assert found["config"]["served_entities"][0]["state"]["deployment"] == "DEPLOYMENT_RECOVERING"
+    gone = ask(server, "mortal")
+    if gone.status_code != 200:
+        assert (gone.status_code, gone.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    until(lambda: server.get("mortal")["state"]["ready"] == "READY", "it is back", 60)
+    assert server.get("mortal")["config"]["config_version"] == 1
+    until_routed(server, "mortal")
 
 
 def test_changes_survive_a_restart(tmp_path_factory: pytest.TempPathFactory, far: Upstream) -> None:
