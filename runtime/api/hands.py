@@ -16,11 +16,11 @@ from servestate.planner.live import Live
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.resolve import Resolved
 from servestate.planner.state import State
-from servestate.runtime.apply import Finished, Stale, carry_out
+from servestate.runtime.apply import Attend, Finished, Stale, carry_out
 from servestate.runtime.executor import Executor, Outcome
 from servestate.runtime.look import look_around, pull_policy, state_of
 from servestate.runtime.reporter import Reporter
-from servestate.runtime.store.protocol import LockHeld
+from servestate.runtime.store.protocol import LockHeld, Owner
 from servestate.runtime.workspace import Workspace, owner_of_this_process
 
 POLL_S = 0.1
@@ -99,13 +99,14 @@ class Hands:
         scope: frozenset[str] | None,
         *,
         destroy: bool = False,
+        pull: str | None = None,
     ) -> Planned:
-        """A plan for the goal, which is told the state. Raises InvalidInput, StoreError, TransientError,
-        PermanentError."""
+        """A plan for the goal, which is told the state. `pull` is the policy for images, the site's where it
+        is None. Raises InvalidInput, StoreError, TransientError, PermanentError."""
         workspace = self._open()
         state = state_of(workspace)
         desired = goal(state, workspace)
-        live, surroundings = asyncio.run(look_around(workspace, desired, state, pull_policy(workspace)))
+        live, surroundings = asyncio.run(look_around(workspace, desired, state, pull_policy(workspace, pull)))
         plan = make_plan(desired, state, live, surroundings, destroy=destroy, scope=scope)
         return Planned(plan, state, live, workspace)
 
@@ -139,18 +140,47 @@ class Hands:
         self, planned: Planned, plan: Plan, by: str, interrupt: Interrupt, reporter: Reporter
     ) -> Finished | None:
         """What came of it; None where somebody else was there."""
-
-        async def attend(executor: Executor, plan: Plan, live: Live, _: Reporter) -> Finished:
-            loop = asyncio.get_running_loop()
-            interrupt.watch(lambda: loop.call_soon_threadsafe(executor.stop))
-            try:
-                return Finished(await executor.run(plan, live))
-            finally:
-                interrupt.watch(None)
-
         owner = replace(owner_of_this_process("api"), person=by)
         try:
-            result = carry_out(planned.workspace, plan, None, owner, reporter, 0.0, attend)
+            result = carry_out(planned.workspace, plan, None, owner, reporter, 0.0, _until(interrupt))
         except LockHeld:
             return None
         return None if isinstance(result, Stale) else result
+
+    def apply(
+        self,
+        plan: Plan,
+        desired_digest: str | None,
+        owner: Owner,
+        interrupt: Interrupt,
+        patience_s: float,
+        reporter: Reporter,
+    ) -> Finished | Stale:
+        """Carry out a plan that somebody has seen, if the world is still the one it was made against. It
+        takes as long as its models load, so only the lock of the state keeps others away meanwhile, who then
+        hear that somebody holds it. Raises LockHeld after `patience_s`, Interrupted, and what `carry_out`
+        raises."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return carry_out(self._open(), plan, desired_digest, owner, reporter, 0.0, _until(interrupt))
+            except LockHeld:
+                if time.monotonic() >= deadline:
+                    raise
+            if interrupt.is_set:
+                raise Interrupted
+            time.sleep(POLL_S)
+
+
+def _until(interrupt: Interrupt) -> Attend:
+    """Runs an executor to its end, or until the interrupt."""
+
+    async def attend(executor: Executor, plan: Plan, live: Live, _: Reporter) -> Finished:
+        loop = asyncio.get_running_loop()
+        interrupt.watch(lambda: loop.call_soon_threadsafe(executor.stop))
+        try:
+            return Finished(await executor.run(plan, live))
+        finally:
+            interrupt.watch(None)
+
+    return attend

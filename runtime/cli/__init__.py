@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     _add_applying(verbs)
     _add_serving(verbs)
     _add_looking(verbs)
+    _add_moving(verbs)
+    _add_access(verbs)
     return top
 
 
@@ -105,7 +107,21 @@ def _verb(verbs: _Verbs[_Parser], name: str, module: str, help: str) -> _Parser:
     found.add_argument(
         "--var", action="append", default=[], metavar="KEY=VALUE", help="set a bundle variable (repeatable)"
     )
+    found.set_defaults(server=None, insecure=False)
     return found
+
+
+def _server(verb: _Parser) -> None:
+    verb.add_argument(
+        "--server",
+        metavar="URL",
+        help="do it there, by the management listener of a running `servestate serve`; the token is that of "
+        "SERVESTATE_TOKEN, else DATABRICKS_TOKEN. Models, workload types and overrides of the configuration "
+        "count, all else of its site and every path is the server's",
+    )
+    verb.add_argument(
+        "--insecure", action="store_true", help="send the token over http to another machine all the same"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -155,6 +171,7 @@ def _add_planning(verbs: _Verbs[_Parser]) -> None:
         "--destroy", action="store_true", help="plan the removal of everything this bundle owns"
     )
     _pull(plan)
+    _server(plan)
     show = _verb(verbs, "show", "show", "show a saved plan")
     _colour(show)
     show.add_argument("plan", type=Path, metavar="PLAN", help="a file that plan --out wrote")
@@ -178,6 +195,8 @@ def _add_applying(verbs: _Verbs[_Parser]) -> None:
             verb.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     _pull(apply)
     _pull(up)
+    _server(apply)
+    _server(destroy)
     destroy.set_defaults(pull=None)
     up.set_defaults(json=False)
 
@@ -190,6 +209,7 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
         verb.add_argument("--no-api", action="store_true", help="no management API and no listener for it")
     status = _verb(verbs, "status", "status", "endpoints, split desired and observed, instances, health")
     status.add_argument("--json", action="store_true", help="as one JSON document")
+    _server(status)
     logs = _verb(verbs, "logs", "logs", "the last lines that an instance wrote")
     logs.add_argument("address", metavar="ADDRESS", help="ENDPOINT/ENTITY, or an instance as status shows it")
     logs.add_argument("--tail", type=_positive, default=50, metavar="N", help="how many lines (default: 50)")
@@ -208,3 +228,46 @@ def _add_looking(verbs: _Verbs[_Parser]) -> None:
     lock.add_argument("what", choices=("list", "break"), help="who holds it, or take it away")
     lock.add_argument("id", nargs="?", metavar="ID", help="of `lock break`: the exact id")
     lock.add_argument("--force", action="store_true", help="break it although its holder is alive")
+
+
+def _add_moving(verbs: _Verbs[_Parser]) -> None:
+    export = _verb(verbs, "export", "export", "write endpoints that are applied as YAML of a bundle")
+    export.add_argument("endpoints", nargs="*", metavar="ENDPOINT", help="which")
+    export.add_argument("--all", action="store_true", help="every one, whosever it is")
+    export.add_argument("-o", "--out", type=Path, metavar="FILE", help="write there, not to standard output")
+    take = _verb(verbs, "import", "take_over", "make endpoints that somebody else has made this bundle's own")
+    take.add_argument("endpoints", nargs="+", metavar="ENDPOINT", help="which; they must stand in the YAML")
+    take.add_argument(
+        "--from", dest="source", metavar="OWNER", help="the bundle that has them (default: those of the API)"
+    )
+    take.add_argument("--auto-approve", action="store_true", help="do not ask")
+    take.add_argument(
+        "--lock-timeout", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for the lock"
+    )
+    _colour(take)
+    take.set_defaults(json=False, plan=None)
+    cancel = _verb(verbs, "cancel", "cancel", "cancel an update that somebody made through the API")
+    cancel.add_argument("endpoint", metavar="ENDPOINT", help="the endpoint that is being updated")
+    _server(cancel)
+
+
+def _add_access(verbs: _Verbs[_Parser]) -> None:
+    token = verbs.add_parser(
+        "token",
+        help="make an access token",
+        description="Make an access token, and the YAML by which servestate knows it. Nothing is stored.",
+        epilog=exit_codes.TABLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    token.set_defaults(module="token")
+    whose = token.add_mutually_exclusive_group()
+    whose.add_argument("--user", metavar="NAME", help="whose it is (default: the user who asks)")
+    whose.add_argument("--service-principal", metavar="NAME", help="the program whose it is")
+    token.add_argument("--group", action="append", default=[], metavar="NAME", help="a group (repeatable)")
+    token.add_argument(
+        "--right",
+        action="append",
+        default=[],
+        choices=("view", "query", "manage", "create", "apply", "admin"),
+        help="what it gives beyond the grants on single endpoints (repeatable)",
+    )

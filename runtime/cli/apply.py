@@ -3,67 +3,71 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import shlex
 import sys
 from pathlib import Path
 
 from servestate.planner.diagnostics import Diagnostic
-from servestate.planner.match import settle
 from servestate.planner.plan import Plan
 from servestate.planner.plural import counted
 from servestate.planner.render import counts, render_plan
 from servestate.runtime import exit_codes
-from servestate.runtime.apply import Finished, Stale, carry_out, routed, wait_for_lock
-from servestate.runtime.cli.common import Situation, desired_of, resolve_desired, situation, workspace_of
+from servestate.runtime.apply import Finished, Stale
+from servestate.runtime.causes import LOST_LOCK, diagnostics_of
 from servestate.runtime.cli.output import (
-    LOST_LOCK,
     Exit,
     Usage,
     complain,
-    diagnostics_of,
     palette,
     say,
     say_json_diagnostics,
     show_diagnostics,
 )
+from servestate.runtime.cli.places import Here, There, planned, saved
 from servestate.runtime.cli.reporters import reporter_for
-from servestate.runtime.cli.show import read_plan
-from servestate.runtime.configuration import has_configuration
 from servestate.runtime.json_lines import line, plan_lines
-from servestate.runtime.workspace import Workspace, owner_of_this_process
+from servestate.runtime.remote import Left
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    _check_approvable(arguments)
+    check_approvable(arguments)
     if arguments.plan is not None:
-        workspace, plan, digest = _saved(arguments)
+        prepared = saved(arguments)
     else:
-        found = _planned(arguments)
-        workspace, plan, digest = found.workspace, found.plan, None
+        prepared = planned(arguments, destroy=arguments.verb == "destroy", patience_s=arguments.lock_timeout)
+        _show(prepared.plan, arguments)
         # An empty plan may still rest on what a crash left unrecorded: carrying it out records that.
-        if plan.is_empty and not any(settle(found.state, found.live)):
-            asyncio.run(routed(workspace, found.state))
-            _say_complete(plan, arguments)
+        if prepared.plan.is_empty and prepared.settled:
+            prepared.see_routed()
+            _say_complete(prepared.plan, arguments)
             return exit_codes.OK
+    plan = prepared.plan
     if plan.blocked:
         return _refuse_blocked(plan, arguments)
     if not (arguments.auto_approve or arguments.plan is not None or plan.is_empty):
-        _ask(plan)
+        ask(plan)
+    return _carry_out(prepared, arguments)
+
+
+def _carry_out(prepared: Here | There, arguments: argparse.Namespace) -> int:
     reporter = reporter_for(arguments)
     try:
-        result = carry_out(
-            workspace, plan, digest, owner_of_this_process(arguments.verb), reporter, arguments.lock_timeout
-        )
+        result = prepared.carry_out(arguments.verb, reporter, arguments.lock_timeout)
+    except Left as error:
+        complain(f"servestate: {error}")
+        return 128 + error.signal
     finally:
         reporter.close()
     if isinstance(result, Stale):
-        return _refuse_stale(result, arguments)
-    return _conclude(result, plan, arguments)
+        return refuse_stale(result, arguments)
+    if result.outcome.complete:
+        _say_complete(prepared.plan, arguments)
+        return exit_codes.OK
+    return not_complete(result, prepared.plan, arguments)
 
 
-def _check_approvable(arguments: argparse.Namespace) -> None:
+def check_approvable(arguments: argparse.Namespace) -> None:
     """Fail before looking at anything when nobody could approve."""
     if arguments.auto_approve or arguments.plan is not None:
         return
@@ -71,29 +75,16 @@ def _check_approvable(arguments: argparse.Namespace) -> None:
         raise Usage("nobody is here to approve: pass --auto-approve, or a plan file")
 
 
-def _planned(arguments: argparse.Namespace) -> Situation:
-    if arguments.lock_timeout > 0:
-        wait_for_lock(workspace_of(arguments).store, arguments.lock_timeout, complain)
-    found = situation(arguments, destroy=arguments.verb == "destroy")
+def _show(plan: Plan, arguments: argparse.Namespace) -> None:
     if arguments.json:
-        for text in plan_lines(found.plan):
+        for text in plan_lines(plan):
             say(text)
     else:
-        sys.stdout.write(render_plan(found.plan, palette(arguments, sys.stdout)))
+        sys.stdout.write(render_plan(plan, palette(arguments, sys.stdout)))
         sys.stdout.flush()
-    return found
 
 
-def _saved(arguments: argparse.Namespace) -> tuple[Workspace, Plan, str | None]:
-    """A saved plan, and the digest of the configuration beside it, if there is one."""
-    plan = read_plan(arguments.plan)
-    workspace = workspace_of(arguments)
-    if not has_configuration(arguments.file):
-        return workspace, plan, None
-    return workspace, plan, resolve_desired(desired_of(arguments), destroy=plan.destroy).digest
-
-
-def _ask(plan: Plan) -> None:
+def ask(plan: Plan) -> None:
     """Return when approved. Raises Exit otherwise."""
     if plan.destroy:
         say("\nDo you really want to destroy all resources?")
@@ -124,7 +115,8 @@ def _refuse_blocked(plan: Plan, arguments: argparse.Namespace) -> int:
     return exit_codes.REFUSED
 
 
-def _refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
+def refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
+    """Say what has moved; the exit code."""
     saved = arguments.plan is not None
     complain(
         "Error: Saved plan is stale\n" if saved else "Error: the world has changed since it was planned\n"
@@ -141,11 +133,9 @@ def _refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
     return exit_codes.REFUSED
 
 
-def _conclude(result: Finished, plan: Plan, arguments: argparse.Namespace) -> int:
+def not_complete(result: Finished, plan: Plan, arguments: argparse.Namespace) -> int:
+    """Say what was done, what was not and why; the exit code."""
     outcome = result.outcome
-    if outcome.complete:
-        _say_complete(plan, arguments)
-        return exit_codes.OK
     for id, why in outcome.failed.items():
         complain(f"\nError: {id}\n")
         complain("\n".join(f"  {line}" for line in why.splitlines()))
@@ -170,9 +160,11 @@ def _ending(result: Finished) -> str:
 def _again(arguments: argparse.Namespace) -> str:
     """The verb with the configuration that was named, to paste."""
     words = ["servestate", arguments.verb]
+    words += ["--server", arguments.server] if arguments.server else []
     words += ["-f", str(arguments.file)] if arguments.file != Path(".") else []
     words += ["--env", arguments.env] if arguments.env else []
     words += [word for pair in arguments.var for word in ("--var", pair)]
+    words += arguments.endpoints if arguments.verb == "import" else []
     return shlex.join(words)
 
 

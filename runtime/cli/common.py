@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.live import Live
 from servestate.planner.plan import Plan, make_plan
-from servestate.planner.resolve import Resolved, resolve
+from servestate.planner.resolve import Resolved
 from servestate.planner.spec.bundle import Desired
 from servestate.planner.spec.site import Site
 from servestate.planner.state import State
-from servestate.runtime.catalogue import foundation_models
 from servestate.runtime.cli.output import Usage, show_diagnostics
 from servestate.runtime.configuration import Options, has_configuration, load_configuration, root_of
 from servestate.runtime.look import look_around, pull_policy, state_of
-from servestate.runtime.workspace import SUPPORTED_PROVIDERS, Workspace, open_workspace
+from servestate.runtime.wanted import nothing_of, sole_owner, wanted
+from servestate.runtime.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from servestate.runtime.remote import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,11 @@ def situation(arguments: argparse.Namespace, *, destroy: bool) -> Situation:
 def _situation(arguments: argparse.Namespace, destroy: bool) -> Situation:
     if destroy and not has_configuration(arguments.file):
         workspace = open_workspace(root_of(arguments.file), Site())
-        resolved = Resolved(_only_owner(workspace), (), "destroy")
+        resolved = nothing_of(sole_owner(workspace.store.read()))
     else:
         desired = desired_of(arguments)
         workspace = open_workspace(root_of(arguments.file), desired.site)
-        resolved = resolve_desired(desired, destroy=destroy)
+        resolved = wanted(desired, destroy=destroy)
     state = state_of(workspace)
     pull = pull_policy(workspace, arguments.pull)
     live, surroundings = asyncio.run(look_around(workspace, resolved, state, pull))
@@ -81,19 +85,17 @@ def _situation(arguments: argparse.Namespace, destroy: bool) -> Situation:
     return Situation(workspace, resolved, state, live, plan)
 
 
-def _only_owner(workspace: Workspace) -> str:
-    """Whose endpoints to destroy where the configuration is gone: the one owner in the state. Raises
-    InvalidInput when there are several."""
-    state = workspace.store.read()
-    owners = sorted({record.owner for record in state.endpoints.values()}) if state else []
-    if len(owners) > 1:
-        what = f"there is no configuration here, and the state has endpoints of {', '.join(owners)}"
-        raise InvalidInput([Diagnostic("SS305", what, "write `bundle: {name: …}` of the one to destroy")])
-    return owners[0] if owners else ""
+def server_of(arguments: argparse.Namespace) -> Server | None:
+    """The server that --server names, with the token that the environment holds; None for this machine.
+    Raises InvalidInput."""
+    if arguments.server is None:
+        return None
+    from servestate.runtime.remote import server_at
+
+    return server_at(arguments.server, token(), insecure=arguments.insecure)
 
 
-def resolve_desired(desired: Desired, *, destroy: bool) -> Resolved:
-    """What to plan for: everything that is configured, or with `destroy` nothing of this bundle."""
-    if destroy:
-        return Resolved(desired.bundle, (), "destroy")
-    return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+def token() -> str:
+    """The bearer token of the environment, "" for none. That of Databricks' clients is as good: a server
+    takes the place of a workspace."""
+    return os.environ.get("SERVESTATE_TOKEN") or os.environ.get("DATABRICKS_TOKEN") or ""

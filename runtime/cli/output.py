@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
-from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity
+from servestate.planner.diagnostics import Diagnostic, Severity
 from servestate.planner.render import COLOURS, PLAIN, Palette
-from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime import exit_codes
-from servestate.runtime.store.protocol import LockHeld, LostLock, StoreError
+from servestate.runtime.causes import EXPECTED, diagnostics_of
+from servestate.runtime.store.protocol import LockHeld
 
 
 class Usage(Exception):
@@ -66,7 +66,7 @@ def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
         code = verb()
         sys.stdout.flush()  # here, where a failure still becomes a message
         return code
-    except (InvalidInput, StoreError, PermanentError, TransientError) as error:
+    except EXPECTED as error:
         found = diagnostics_of(error)
         show_diagnostics(found)
         if as_json_lines:
@@ -94,24 +94,6 @@ def guarded(verb: Callable[[], int], as_json_lines: bool) -> int:
         if not isinstance(error, BrokenPipeError):
             complain(f"SS411 cannot go on: {error}\n  fix: correct that, then run the same command again")
         return exit_codes.ERROR
-
-
-def diagnostics_of(error: Exception) -> tuple[Diagnostic, ...]:
-    """The findings that an error carries."""
-    match error:
-        case InvalidInput():
-            return error.diagnostics
-        case StoreError():
-            return (error.diagnostic,)
-        case PermanentError():
-            return (Diagnostic(error.code, error.what, error.fix),)
-        case LostLock():
-            return (Diagnostic("SS409", LOST_LOCK, "see who has it: servestate lock list"),)
-        case _:
-            return (Diagnostic("SS500", str(error), "try again"),)
-
-
-LOST_LOCK = "lost lock: somebody else writes this state now"
 
 
 def usage_diagnostic(what: str) -> Diagnostic:

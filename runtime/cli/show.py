@@ -27,9 +27,19 @@ def run(arguments: argparse.Namespace) -> int:
 def read_plan(path: Path) -> Plan:
     """The plan in the file. Raises InvalidInput."""
     try:
-        return decode_plan(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, FormatError) as error:
-        what = f"cannot use {path} as a plan: {error}"
-        raise InvalidInput(
-            [Diagnostic("SS303", what, "make one with: servestate plan --out=FILE")]
-        ) from error
+        return decode_plan(text_of(path))
+    except FormatError as error:
+        raise _unusable(path, error) from error
+
+
+def text_of(path: Path) -> str:
+    """The file's text. Raises InvalidInput."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> InvalidInput:
+    what = f"cannot use {path} as a plan: {error}"
+    return InvalidInput([Diagnostic("SS303", what, "make one with: servestate plan --out=FILE")])

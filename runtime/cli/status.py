@@ -5,146 +5,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
-from pathlib import Path
 from typing import Any
 
-from servestate.planner.address import InstanceAddress
-from servestate.planner.drift import DriftKind, find_drift
-from servestate.planner.launch import ExternalSpec
-from servestate.planner.live import Live
-from servestate.planner.plan import settled_state
-from servestate.planner.state import EndpointRecord, State
-from servestate.providers.protocol import TransientError
+from servestate.planner.drift import DriftKind
 from servestate.runtime import exit_codes
-from servestate.runtime.cli.common import workspace_of
+from servestate.runtime.cli.common import server_of, workspace_of
 from servestate.runtime.cli.output import say
-from servestate.runtime.look import see
-from servestate.runtime.router_link import router_status
-from servestate.runtime.supervision import (
-    Condition,
-    Supervised,
-    Supervision,
-    describe_supervised,
-    read_supervision,
-    supervision_path,
-)
-from servestate.runtime.workspace import Workspace
+from servestate.runtime.status import status_of
+from servestate.runtime.supervision import Condition
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    workspace = workspace_of(arguments)
-    found = asyncio.run(_found(workspace))
+    server = server_of(arguments)
+    found = asyncio.run(status_of(workspace_of(arguments))) if server is None else server.status()
     say(json.dumps(found, indent=2) if arguments.json else "\n".join(_lines(found)))
     return exit_codes.OK
-
-
-async def _found(workspace: Workspace) -> dict[str, Any]:
-    state = workspace.store.read() or State("")
-    # Both wait for a router that does not answer: together, or it would take twice as long.
-    live, router = await asyncio.gather(
-        see(workspace, workspace.providers(state), state), _asked(workspace.control_path)
-    )
-    state = settled_state(state, live)
-    supervision = read_supervision(supervision_path(workspace))
-    if isinstance(router, TransientError):
-        return {**describe(state, live, None, supervision), "router_error": str(router)}
-    return describe(state, live, router, supervision)
-
-
-async def _asked(control_path: Path) -> dict[str, Any] | TransientError | None:
-    try:
-        return await router_status(control_path)
-    except TransientError as error:
-        return error
-
-
-def describe(
-    state: State, live: Live, router: dict[str, Any] | None, supervision: Supervision | None
-) -> dict[str, Any]:
-    """Everything, as JSON values. What a controller said that no longer runs is not told."""
-    if supervision is not None and not supervision.alive:
-        supervision = None
-    return {
-        "lineage": state.lineage if state.serial else None,
-        "serial": state.serial,
-        "router": _router(router),
-        "controller": _controller(supervision),
-        "endpoints": [
-            _endpoint(r, state, live, router, supervision) for _, r in sorted(state.endpoints.items())
-        ],
-        "drift": [
-            {"address": d.address, "kind": str(d.kind), "recorded": d.recorded, "live": d.live}
-            for d in find_drift(state, live)
-        ],
-    }
-
-
-def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
-    keys = ("pid", "listen", "table_version", "table_error", "connections")
-    return None if router is None else {key: router[key] for key in keys}
-
-
-def _controller(supervision: Supervision | None) -> dict[str, Any] | None:
-    if supervision is None:
-        return None
-    return {"pid": int(supervision.process.partition(".")[0]), "silent": dict(supervision.silent)}
-
-
-def _supervised(one: Supervised | None) -> dict[str, Any] | None:
-    if one is None:
-        return None
-    reason, *log = one.reason.splitlines() or [""]
-    return {
-        "condition": str(one.condition),
-        "restarts": one.backoff.restarts,
-        "next_try_at": one.backoff.next_try,
-        "since": one.since,
-        "reason": reason,
-        "log": [line.removeprefix("| ") for line in log],
-        "text": describe_supervised(one, time.time()),
-    }
-
-
-def _endpoint(
-    record: EndpointRecord,
-    state: State,
-    live: Live,
-    router: dict[str, Any] | None,
-    supervision: Supervision | None,
-) -> dict[str, Any]:
-    seen = (router or {}).get("endpoints", {}).get(record.name, {}).get("entities", {})
-    assigned = sum(entity["assigned"] for entity in seen.values())
-    supervised = supervision.entities if supervision is not None else {}
-    entities = []
-    for target in record.targets:
-        counted = seen.get(target.entity, {})
-        share = round(100 * counted["assigned"] / assigned, 2) if assigned and counted else None
-        entities.append(
-            {
-                "entity": target.entity,
-                "desired_percent": target.weight,
-                "observed_percent": share,
-                "counters": counted,
-                "supervision": _supervised(supervised.get(f"{record.name}/{target.entity}")),
-                "instances": [_instance(address, state, live) for address in target.instances],
-            }
-        )
-    return {"name": record.name, "config_version": record.config_version, "entities": entities}
-
-
-def _instance(address: InstanceAddress, state: State, live: Live) -> dict[str, str]:
-    instance = state.instances[address]
-    seen = live.instances.get(address)
-    if isinstance(instance.spec, ExternalSpec):
-        health = "external"
-    elif seen is None:
-        health = "gone"
-    else:
-        health = str(seen.status)
-    facts = {"address": str(address), "phase": str(instance.phase), "health": health, "url": instance.url}
-    return {**facts, "why": seen.why} if seen is not None and seen.why else facts
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
