@@ -1,0 +1,117 @@
+"""The site that asks for tokens, as `servestate serve` runs it: with endpoints of every kind of owner."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from servestate.runtime.store.sqlite import SqliteStore
+from servestate.runtime.workspace import is_gone, owner_of_this_process
+from tests.api.callers import ADMIN, GRANTS, HIDDEN, MAKER, OWN, SHARED, STRANGERS, Who, declared
+from tests.api.wire import Answer, Connection, connected
+from tests.cli.harness import until
+from tests.clients.harness import Server, endpoint, external, serving, upstream
+
+API = "/api/2.0/serving-endpoints"
+REVOKED = next(who for who in STRANGERS if who.name == "revoked")
+ENTITY = "far"
+
+
+@dataclass
+class Guarded:
+    """The running site. `far` is the URL of the model that its endpoints stand for."""
+
+    server: Server
+    far: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the site keeps what it writes."""
+        return self.server.site.folder / ".servestate"
+
+    @property
+    def log(self) -> str:
+        """What `serve` and all beside it have written."""
+        return (self.server.site.folder / "serve.log").read_text(errors="replace")
+
+    def audit(self) -> list[dict[str, Any]]:
+        """All lines of the audit log."""
+        return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
+
+    def connection(self, listener: str = "management") -> Connection:
+        """A new one to that listener."""
+        return Connection(self.server.url if listener == "management" else self.server.router)
+
+    def ask(self, verb: str, target: str, who: Who = ADMIN, body: bytes = b"", *fields: str) -> Answer:
+        """One request on a connection of its own."""
+        with connected(self.server.url) as connection:
+            return connection.ask(verb, target, body, *who.lines, *fields)
+
+    def say(self, verb: str, path: str, body: Any, who: Who = ADMIN) -> Answer:
+        """One JSON request to the serving API; `path` is what follows its base."""
+        content = b"" if body is None else json.dumps(body).encode()
+        return self.ask(verb, API + path, who, content, "Content-Type: application/json")
+
+    def id_of(self, name: str) -> str:
+        """The endpoint's id."""
+        return str(self.say("GET", f"/{name}", None).json["id"])
+
+    def effects(self) -> tuple[int, bytes]:
+        """What any effect would change: the state's serial, and what the API has promised."""
+        ledger = b"".join(
+            p.read_bytes() for p in sorted(self.folder.glob("api.db*")) if p.suffix != ".db-shm"
+        )
+        return self.server.site.state().serial, ledger
+
+    def declare(self, *more: Who) -> float:
+        """Have the site know these tokens beside its own; the moment when that was written."""
+        path = self.server.site.folder / "endpoints.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["servestate"]["access"]["tokens"] = declared(*more)
+        draft = path.with_name("draft")
+        draft.write_text(yaml.safe_dump(document, sort_keys=False))
+        draft.replace(path)
+        return time.monotonic()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the state, as an apply does while its models load."""
+        store = SqliteStore(self.server.site.database, is_gone)
+        lock, _ = store.acquire(owner_of_this_process("apply"), time.time())
+        try:
+            yield
+        finally:
+            store.release(lock)
+            store.close()
+
+    def far_entity(self, name: str = ENTITY) -> dict[str, Any]:
+        """A served entity that starts no process."""
+        return external(name, self.far)
+
+    def make(self, name: str, who: Who = ADMIN) -> None:
+        """An endpoint that `who` owns."""
+        made = self.say("POST", "", endpoint(name, self.far_entity()), who)
+        assert made.status == 200, made.body
+
+
+@contextmanager
+def guarded_site(folder: Path) -> Iterator[Guarded]:
+    """The site, with its endpoints, and the revoked token revoked."""
+    with upstream() as far:
+        shared = {**endpoint(SHARED, external(ENTITY, far.url)), "permissions": GRANTS}
+        hidden = endpoint(HIDDEN, external(ENTITY, far.url))
+        blocks = tuple({**one, "lifecycle": {"prevent_destroy": True}} for one in (shared, hidden))
+        with serving(folder, blocks, access={"tokens": declared(REVOKED)}) as server:
+            site = Guarded(server, far.url)
+            site.make(OWN, MAKER)
+            assert site.ask("GET", API, REVOKED).status == 200
+            site.declare()
+            until(lambda: site.ask("GET", API, REVOKED).status == 401, "the token is revoked", 5)
+            yield site
