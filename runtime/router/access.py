@@ -14,7 +14,7 @@ from servestate.planner.access import Caller, Level, level_of
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.runtime.keyring import Keyring, read_keyring
 from servestate.runtime.router.errors import PERMISSION_DENIED, UNAUTHENTICATED, refused, unknown
-from servestate.runtime.router.routing import LiveEndpoint, LiveTable
+from servestate.runtime.router.routing import LiveEndpoint
 from servestate.runtime.router.stamps import reason, stamp_after, stamp_of
 
 _KNOWN_FOR_S = 1.0
@@ -120,10 +120,9 @@ class Access:
         return visitor
 
 
-def reach(table: LiveTable, name: str, visitor: Visitor | None) -> LiveEndpoint:
+def permit(endpoint: LiveEndpoint | None, name: str, visitor: Visitor | None) -> LiveEndpoint:
     """The endpoint of that name, for a visitor that may query it; None may query all. Raises Refused: 404
     where there is none, or the visitor may not know of it; 403 where it may do no more than see it."""
-    endpoint = table.endpoints.get(name)
     if endpoint is not None and (visitor is None or visitor.may_query(endpoint)):
         return endpoint
     if endpoint is None or visitor is None or not visitor.may_view(endpoint):

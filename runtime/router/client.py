@@ -193,10 +193,10 @@ class ClientConnection(asyncio.Protocol):
 
     # From the exchange.
 
-    def finished(self) -> None:
+    def finished(self, now: float) -> None:
         """See `proxy.Client`."""
         self._exchange = None
-        self._next_request()
+        self._next_request(now)
 
     def fail(self, failure: Failure, answer_fields: bytes) -> None:
         """See `proxy.Client`."""
@@ -271,11 +271,10 @@ class ClientConnection(asyncio.Protocol):
         route = self._route = self._route or self._resolve(head.method, head.target)
         desk = self._desk
         if isinstance(route, _QUERIES):
-            now = self._loop.time()
-            call = dispatch.choose(desk, route, head, reader.body, now)
+            call = dispatch.choose(desk, route, head, reader.body)
             exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), desk.limits, self._loop)
             self._exchange = exchange
-            exchange.start(now)
+            exchange.start()
         elif isinstance(route, ModelList):
             self._send(200, b"", dispatch.models(desk, head))
         elif isinstance(route, ToManagement):
@@ -289,14 +288,14 @@ class ClientConnection(asyncio.Protocol):
         request = request_bytes(head, content, self._peer(), request_id)
         relay = Relay(self, self._management.api, request, request_id, self._desk.limits, self._loop)
         self._exchange = relay
-        relay.start(self._loop.time())
+        relay.start()
 
     def _peer(self) -> bytes:
         """Who is at the other end, as IP:PORT."""
         host, port = (self._transport.get_extra_info("peername") or ("gone", 0))[:2]
         return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
 
-    def _next_request(self) -> None:
+    def _next_request(self, now: float) -> None:
         """The answer is written: go on, or close."""
         if not self.keep_alive:
             self._close_gently()
@@ -304,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
         self._reader.restart()
         self._route = None
         self._request_began = 0.0
-        self.deadline = self._loop.time() + self._desk.limits.idle_s
+        self.deadline = now + self._desk.limits.idle_s
         if self._ahead and not self._paused:
             # Not from here: a client that sends many requests at once would be served ever deeper.
             self._loop.call_soon(self._consume_ahead)
@@ -338,7 +337,7 @@ class ClientConnection(asyncio.Protocol):
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
             % (status, _phrase(status), fields, next(_REQUEST_IDS), len(content), content)
         )
-        self._next_request()
+        self._next_request(self._loop.time())
 
     # Closing.
 

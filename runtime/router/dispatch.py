@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 from servestate.runtime.router import body, parameters
-from servestate.runtime.router.access import Access, Visitor, reach
+from servestate.runtime.router.access import Access, Visitor, permit
 from servestate.runtime.router.body import CUSTOM, Document, Kind
 from servestate.runtime.router.errors import LIMITED, Failure, Refused, refused, unknown
 from servestate.runtime.router.heads import RequestHead
@@ -35,11 +36,11 @@ def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
         return
     visitor = None if access.open else access.visitor(head.authorization)
     if isinstance(route, Invocation):
-        reach(desk.table, route.endpoint, visitor)
+        permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
 
 
-def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes, now: float) -> Call:
-    """The call that a request asks for; `now` is of the clock that limits go by. Raises Refused.
+def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes) -> Call:
+    """The call that a request asks for. Raises Refused.
 
     A body that names no endpoint, or that comes too often, takes no turn of a split. One that its entity
     refuses does: entities of one endpoint may differ, and a turn that waited for a body to its liking would
@@ -56,15 +57,17 @@ def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: b
         name = body.model_of(document)
         if "/" in name:
             name, _, served = name.partition("/")
-        endpoint = reach(desk.table, name, visitor)
+        endpoint = desk.table.endpoints.get(name)
+        if endpoint is None or visitor is not None:  # looked at here first: most often all is well
+            endpoint = permit(endpoint, name, visitor)
     else:
         served = route.entity
-        endpoint = reach(desk.table, route.endpoint, visitor)
+        endpoint = permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
         raw, document, kind = _invocation(raw)
     if served and served not in endpoint.by_name:
         raise unknown(f"the endpoint {endpoint.name!r} has no served entity {served!r}")
     if endpoint.rates is not None:
-        _count(endpoint.rates, visitor or access.visitor(head.authorization), now)
+        _count(endpoint.rates, visitor or access.visitor(head.authorization))
     if not served:
         entity = endpoint.entities[endpoint.split.pick()]
         return entity, kind, _for_entity(entity, kind, raw, document, desk.limits)
@@ -91,8 +94,9 @@ def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
     return raw, document, kind
 
 
-def _count(rates: CallRates, visitor: Visitor, now: float) -> None:
-    wait = rates.admit(visitor.caller, now)
+def _count(rates: CallRates, visitor: Visitor) -> None:
+    # The loop's own clock stands still while it works, by as much as calls would come too early.
+    wait = rates.admit(visitor.caller, time.monotonic())
     if wait:
         what = "more calls a minute than the rate limits of the endpoint allow"
         raise Refused(Failure(429, LIMITED, what, wait))

@@ -49,8 +49,8 @@ class Client(Protocol):
     keep_alive: bool
     """Whether the connection stays after this answer; never for HTTP/1.0."""
 
-    def finished(self) -> None:
-        """The answer is whole."""
+    def finished(self, now: float) -> None:
+        """The answer is whole, `now` on the loop's clock."""
 
     def fail(self, failure: Failure, answer_fields: bytes) -> None:
         """Answer with an error; nothing was written before."""
@@ -126,12 +126,12 @@ class Exchange:
         self._chunked = False
         self._error = b""
 
-    def start(self, now: float) -> None:
+    def start(self) -> None:
         """Count the request and send it to a replica."""
         counters = self._entity.counters
         counters.requests += 1
         counters.inflight += 1
-        self._began = now
+        self._began = now = self._loop.time()
         self._client.deadline = now + self._limits.request_s
         self._try_next(now)
 
@@ -319,12 +319,13 @@ class Exchange:
         self._after_write(complete)
 
     def _after_write(self, complete: bool) -> None:
+        now = self._loop.time()
         if complete:
-            self._count(200)
+            self._entity.counters.answered(2, now - self._began)
             self._end()
-            self._client.finished()
+            self._client.finished(now)
         else:
-            self._client.deadline = self._loop.time() + self._limits.stall_s
+            self._client.deadline = now + self._limits.stall_s
 
     def _broke_off(self, head: AnswerHead) -> bool:
         """Whether an answer that only the end of the connection ends stopped where it cannot end: without
@@ -352,7 +353,8 @@ class Exchange:
         self._drop_upstream()
         if begun or failure.status >= 500:
             self._entity.counters.errors += 1
-        self._count(500 if begun else failure.status)
+        hundreds = 5 if begun else failure.status // 100
+        self._entity.counters.answered(hundreds, self._loop.time() - self._began)
         self._end()
         if not begun:
             self._client.fail(failure, answer_fields)
@@ -375,9 +377,6 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.cancel()
             self._upstream = None
-
-    def _count(self, status: int) -> None:
-        self._entity.counters.answered(status, (self._loop.time() - self._began) * 1000)
 
     def _end(self) -> None:
         self._phase = _ENDED

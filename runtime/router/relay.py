@@ -72,9 +72,10 @@ class Relay:
         self._dialling: asyncio.Task[None] | None = None
         self._reused = self._begun = self._ended = self._chunked = False
 
-    def start(self, now: float) -> None:
+    def start(self) -> None:
         """Send the request. One that must not run twice gets a fresh connection: an idle one may be closing,
         and then nobody could say whether it was read."""
+        now = self._loop.time()
         self._client.deadline = now + self._limits.management_s
         connection = self._origin.take(now) if self._repeatable else None
         if connection is not None:
@@ -128,7 +129,7 @@ class Relay:
             self._client.write(begin + payload)
         if complete:
             self._ended = True
-            self._client.finished()
+            self._client.finished(self._loop.time())
         else:
             self._progress()
 

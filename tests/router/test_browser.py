@@ -78,15 +78,18 @@ def test_no_web_page_gets_through(tmp_path: Path) -> None:
 def test_who_calls_the_listener_by_its_names_gets_through(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "api.sock"
-        async with Upstream(path=path), Upstream() as up:
-            async with serving(table(entity("a", 100, up.url)), api=path, keyring=KEYS) as r:
-                for host in GOOD_HOSTS:
-                    for fields in GOOD:
-                        for target in ("/v1/chat/completions", TARGETS[0]):
-                            got = await ask(r, request(CHAT, target, fields, host=host), r.management_port)
-                            assert got.status == 200, (host, fields, target)
-                # The listener of models alone has no such rule: what it does needs a body that no form sends.
-                assert (await ask(r, request(CHAT, fields=FOREIGN[0], host="models"))).status == 200
+        async with (
+            Upstream(path=path),
+            Upstream() as up,
+            serving(table(entity("a", 100, up.url)), api=path, keyring=KEYS) as r,
+        ):
+            for host in GOOD_HOSTS:
+                for fields in GOOD:
+                    for target in ("/v1/chat/completions", TARGETS[0]):
+                        got = await ask(r, request(CHAT, target, fields, host=host), r.management_port)
+                        assert got.status == 200, (host, fields, target)
+            # The listener of models alone has no such rule: what it does needs a body that no form sends.
+            assert (await ask(r, request(CHAT, fields=FOREIGN[0], host="models"))).status == 200
 
     rig.run(body())
 

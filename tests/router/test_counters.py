@@ -20,12 +20,12 @@ def counted(r: Rig) -> dict[str, Any]:
 def test_each_answer_is_in_one_bucket_up_to_its_bound() -> None:
     counters = Counters()
     for ms in (0.0, 5.0, 5.1, 600_000.0, 600_001.0):
-        counters.answered(200, ms)
+        counters.answered(2, ms / 1000)
     assert (counters.latencies[0], counters.latencies[1]) == (2, 1)
     assert counters.latencies[-2:] == [1, 1]
     assert sum(counters.latencies) == counters.statuses[2] == 5
     assert len(counters.latencies) == len(BOUNDS_MS) + 1
-    assert counters.latency_ms == 1_200_011.1
+    assert round(counters.latency_s, 4) == 1200.0111
 
 
 def test_answers_by_class() -> None:
@@ -45,7 +45,7 @@ def test_answers_by_class() -> None:
             assert report["statuses"] == {"2xx": 3, "4xx": 3, "5xx": 3}
             latency = report["latency_ms"]
             assert (sum(latency["counts"]), list(latency["bounds"])) == (9, list(BOUNDS_MS))
-            assert 0 < latency["sum"] < 60_000
+            assert 0 <= latency["sum"] < 60_000
             assert (await ask(r, request(b"{"))).status == 400
             assert counted(r) == report, "what reached no entity counts with none"
 

@@ -361,9 +361,9 @@ def test_both_ports_are_announced_and_given_back(tmp_path: Path) -> None:
 
 
 def test_the_check_notices_a_relay_that_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: Relay, now: float) -> None:
+    def start(self: Relay) -> None:
         self._repeatable = True
-        original(self, now)
+        original(self)
 
     original = Relay.start
     monkeypatch.setattr(Relay, "start", start)
