@@ -90,11 +90,12 @@ def check(holds: bool, what: str) -> None:
 
 def prepare() -> Path:
     """A fresh copy of the example with the weights beside it; what an earlier demo left is destroyed."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    # First: the copy that is there may be of an older version, and not be valid any more.
+    shutil.copy(EXAMPLE / "endpoints.yaml", WORK)
     if (WORK / ".servestate").exists():
         servestate("destroy", "--auto-approve")
         shutil.rmtree(WORK / ".servestate")
-    WORK.mkdir(parents=True, exist_ok=True)
-    shutil.copy(EXAMPLE / "endpoints.yaml", WORK)
     return place_weights(WORK / "weights")
 
 
