@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from servestate.planner.spec.gateway import AiGateway
-from servestate.runtime.api import endpoints, permissions, reports, shapes
+from servestate.runtime.api import endpoints, operations, permissions, reports, shapes
 from servestate.runtime.api.call import Need, Row
+from servestate.runtime.wire import PREFIX
 
 BASE = "/api/2.0/serving-endpoints"
 PERMISSIONS = "/api/2.0/permissions/serving-endpoints"
@@ -175,10 +176,11 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "GET",
-        "/api/servestate/v1/openapi.json",
+        f"{PREFIX}/openapi.json",
         Need.TOKEN,
         reports.document,
         "This document",
         gives=shapes.Shape,
     ),
+    *operations.ROWS,
 )
