@@ -34,9 +34,8 @@ from servestate.runtime.api.wording import said
 _LEVELS = {Need.VIEW: Level.CAN_VIEW, Need.QUERY: Level.CAN_QUERY, Need.MANAGE: Level.CAN_MANAGE}
 _RIGHTS = {Need.CREATE: Right.CREATE, Need.APPLY: Right.APPLY}
 _BEARER = "bearer "
-_UNKNOWN = Refusal(
-    401, "UNAUTHENTICATED", "this needs a token that is known here: Authorization: Bearer TOKEN"
-)
+# In the router's words: whoever is refused does not learn which of the two has looked.
+_UNKNOWN = Refusal(401, "UNAUTHENTICATED", "a valid access token is required: Authorization: Bearer TOKEN")
 _NO_PATH = Refusal(404, "ENDPOINT_NOT_FOUND", "there is no such path or verb")
 _NOBODY = Caller("")
 _REFUSED = {

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from servestate.planner.spec.site import Site as SiteBlock
 from servestate.runtime.store.sqlite import SqliteStore
-from servestate.runtime.workspace import is_gone, owner_of_this_process
+from servestate.runtime.workspace import Workspace, is_gone, open_workspace, owner_of_this_process
 from tests.api.callers import ADMIN, GRANTS, HIDDEN, MAKER, OWN, SHARED, STRANGERS, Who, declared
-from tests.api.wire import Answer, Connection, connected
+from tests.api.wire import Answer, connected
 from tests.cli.harness import until
 from tests.clients.harness import Server, endpoint, external, serving, upstream
 
@@ -45,9 +46,11 @@ class Guarded:
         """All lines of the audit log."""
         return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
 
-    def connection(self, listener: str = "management") -> Connection:
-        """A new one to that listener."""
-        return Connection(self.server.url if listener == "management" else self.server.router)
+    def query(self, listener: str, path: str, body: bytes, who: Who = ADMIN) -> Answer:
+        """One request of the data plane, on a connection of its own to that listener."""
+        url = self.server.url if listener == "management" else self.server.router
+        with connected(url) as connection:
+            return connection.ask("POST", path, body, *who.lines)
 
     def ask(self, verb: str, target: str, who: Who = ADMIN, body: bytes = b"", *fields: str) -> Answer:
         """One request on a connection of its own."""
@@ -63,6 +66,12 @@ class Guarded:
         """The endpoint's id."""
         return str(self.say("GET", f"/{name}", None).json["id"])
 
+    @property
+    def workspace(self) -> Workspace:
+        """The site as servestate opens it."""
+        document = yaml.safe_load((self.server.site.folder / "endpoints.yaml").read_text())
+        return open_workspace(self.server.site.folder, SiteBlock.model_validate(document["servestate"]))
+
     def effects(self) -> tuple[int, bytes]:
         """What any effect would change: the state's serial, and what the API has promised."""
         ledger = b"".join(
@@ -72,9 +81,13 @@ class Guarded:
 
     def declare(self, *more: Who) -> float:
         """Have the site know these tokens beside its own; the moment when that was written."""
+        return self.configure(declared(*more))
+
+    def configure(self, tokens: list[dict[str, Any]]) -> float:
+        """Have the site know these tokens; the moment when that was written."""
         path = self.server.site.folder / "endpoints.yaml"
         document = yaml.safe_load(path.read_text())
-        document["servestate"]["access"]["tokens"] = declared(*more)
+        document["servestate"]["access"]["tokens"] = tokens
         draft = path.with_name("draft")
         draft.write_text(yaml.safe_dump(document, sort_keys=False))
         draft.replace(path)

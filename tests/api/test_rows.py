@@ -179,11 +179,10 @@ def queries(endpoint: str) -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize("listener", ["management", "router"])
 def test_queries_by_everybody(guarded: Guarded, listener: str) -> None:
     found = []
-    connection = guarded.connection(listener)
     for endpoint in (SHARED, HIDDEN, OWN):
         for path, body in queries(endpoint):
             for who in EVERYBODY:
-                got = connection.ask("POST", path, body, *who.lines)
+                got = guarded.query(listener, path, body, who)
                 expected = refusal(Need.QUERY, who, endpoint)
                 if expected is None:  # the model is for chats: other bodies are refused once let in
                     fits = got.status == (200 if b"messages" in body else 400)
@@ -191,20 +190,17 @@ def test_queries_by_everybody(guarded: Guarded, listener: str) -> None:
                     fits = got.status == expected[0] and expected[1] in got.body.decode()
                 if not fits:
                     found.append(f"{path} of {endpoint} by {who.name}: {got.status} {got.body!r}")
-    connection.close()
     assert found == []
 
 
 @pytest.mark.parametrize("listener", ["management", "router"])
 def test_a_hidden_model_answers_as_none(guarded: Guarded, listener: str) -> None:
-    connection = guarded.connection(listener)
     who = next(one for one in KNOWN if one.name == "ungranted")
     for (path, body), (other, same) in zip(queries(HIDDEN), queries("nihil"), strict=True):
-        hidden = connection.ask("POST", path, body, *who.lines)
-        absent = connection.ask("POST", other, same, *who.lines)
+        hidden = guarded.query(listener, path, body, who)
+        absent = guarded.query(listener, other, same, who)
         assert (hidden.status, absent.status) == (404, 404)
         assert hidden.body == absent.body.replace(b"nihil", HIDDEN.encode())
-    connection.close()
 
 
 # What nobody grants by asking for it.

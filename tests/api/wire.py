@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,12 +37,11 @@ SILENCE = Answer(0, {}, b"")
 
 
 class Connection:
-    """One connection to a listener; it is dialled again after it was closed."""
+    """One connection to a listener, or to the unix socket at a path; dialled again after it was closed."""
 
-    def __init__(self, url: str) -> None:
-        where = urlsplit(url)
-        self.host = where.netloc
-        self._address = (str(where.hostname), int(where.port or 80))
+    def __init__(self, where: str | Path) -> None:
+        self._where = where
+        self.host = "servestate" if isinstance(where, Path) else urlsplit(where).netloc
         self._socket: socket.socket | None = None
 
     def ask(
@@ -65,7 +65,7 @@ class Connection:
     def send(self, raw: bytes, verb: str = "GET") -> Answer:
         """These very bytes, and the one answer to them."""
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, timeout=30)
+            self._socket = self._dial()
         with suppress(OSError):  # refused before all of it was read; the answer says so
             self._socket.sendall(raw)
         response = HTTPResponse(self._socket, method=verb)
@@ -80,6 +80,15 @@ class Connection:
             self.close()
         return Answer(response.status, headers, body)
 
+    def _dial(self) -> socket.socket:
+        if isinstance(self._where, Path):
+            dialled = socket.socket(socket.AF_UNIX)
+            dialled.settimeout(30)
+            dialled.connect(str(self._where))
+            return dialled
+        where = urlsplit(self._where)
+        return socket.create_connection((str(where.hostname), int(where.port or 80)), timeout=30)
+
     def close(self) -> None:
         """Hang up."""
         if self._socket is not None:
@@ -88,9 +97,9 @@ class Connection:
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Connection]:
+def connected(where: str | Path) -> Iterator[Connection]:
     """A connection for as long as the block runs."""
-    connection = Connection(url)
+    connection = Connection(where)
     try:
         yield connection
     finally:
