@@ -80,11 +80,14 @@ async def metrics(desk: Desk, call: Call) -> Any:
         status = await router_status(desk.source.workspace().control_path)
     except TransientError as error:
         raise unavailable(str(error)) from None
-    seen = (status or {}).get("endpoints", {}).get(record.name, {}).get("entities", {})
-    return Text("".join(f"{line}\n" for line in _metrics(record, seen)), _PROMETHEUS)
+    seen = (status or {}).get("endpoints", {}).get(record.name, {})
+    lines = _metrics(record, seen.get("entities", {}), seen.get("limited", 0))
+    return Text("".join(f"{line}\n" for line in lines), _PROMETHEUS)
 
 
-def _metrics(record: EndpointRecord, seen: Mapping[str, Any]) -> Iterator[str]:
+def _metrics(record: EndpointRecord, seen: Mapping[str, Any], limited: int) -> Iterator[str]:
+    yield from _head("rate_limited_count_total", "counter", "Requests over a limit; no entity was asked.")
+    yield f'rate_limited_count_total{{endpoint_name="{record.name}"}} {limited}'
     served = {e["name"]: e for e in goals.written_block(record).get("config", {}).get("served_entities", [])}
     labels = {name: f'endpoint_name="{record.name}",served_entity_name="{name}"' for name in seen}
     counts = {
