@@ -30,6 +30,7 @@ from servestate.planner.render import render_plan
 from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.revision import canonical_json
 from servestate.planner.spec.bundle import Document, load
+from servestate.planner.stamp import Stamp
 from servestate.planner.state import State
 from servestate.planner.surroundings import ALONE, Gpu, Host, ImageFacts, Surroundings
 from servestate.runtime.refresh import sort_out
@@ -70,7 +71,8 @@ def state_of(case: Path) -> State:
 def live_of(case: Path, state: State) -> Live:
     value = json.loads((case / "live.json").read_text())
     live = sort_out(map(_observation, value["things"]), state, value["table_version"])
-    return replace(live, router_trouble=value.get("router_trouble", ""))
+    removed = {name: Stamp(**stamp) for name, stamp in value.get("removed", {}).items()}
+    return replace(live, router_trouble=value.get("router_trouble", ""), removed=removed)
 
 
 def _observation(thing: dict[str, Any]) -> Observation:
