@@ -11,6 +11,7 @@ from typing import Any
 
 from servestate.planner.access import Caller, Level, grants_in, level_of
 from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.owners import API_VERB
 from servestate.planner.plan import Plan
 from servestate.planner.resolve import Resolved
 from servestate.planner.stages import routes_only
@@ -82,6 +83,8 @@ class Desk:
     def forget_secrets(self) -> None:
         """Drop the secrets that came with requests which nothing refers to any more."""
         workspace = self.source.workspace()
+        if not workspace.kept_secrets_path.exists():
+            return
         state = self.view.state(now=True)
         used = [record.block for record in state.endpoints.values()]
         used += [repr(one.spec) for one in state.instances.values()]
@@ -177,6 +180,8 @@ class Desk:
     def _keep(self, keeper: Keeper) -> None:
         try:
             keeper.run()
+            # Again: a secret is in use until the last instance that names it is gone from the state.
+            self.forget_secrets()
         finally:
             with self._lock:
                 if self._keepers.get(keeper.name) is keeper:
@@ -184,9 +189,12 @@ class Desk:
 
     def resume(self) -> None:
         """Go on with what was promised before this process began, and clear away what one before has left."""
-        for update in self.ledger.updates().values():
-            if update.status is Status.IN_PROGRESS:
-                self._ask(update.endpoint)
+        updates = self.ledger.updates()
+        promised = {name for name, update in updates.items() if update.status is Status.IN_PROGRESS}
+        deleted = self.source.workspace().store.removed(API_VERB)
+        left = goals.left_over(self.view.state(now=True), {*updates, *deleted})
+        for name in sorted(promised | left):
+            self._ask(name)
 
     def stop(self) -> None:
         """Let what is in flight finish, and wait for that."""

@@ -40,7 +40,7 @@ def detailed(
     if record.targets and "config" in block:
         reply["config"] = _config(block["config"], notes, _changed(record))
         reply["config"]["config_version"] = record.config_version
-    if update is not None and update.status is not Status.CANCELED:
+    if update is not None and _is_pending(update, record, block):
         reply["pending_config"] = _pending(update, record)
     if task := _task(record, state, update):
         reply["task"] = task
@@ -126,6 +126,14 @@ def _named(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _entity(entity: Mapping[str, Any], note: EntityNote, made: Stamp) -> dict[str, Any]:
     state = {"deployment": note.deployment, "deployment_state_message": note.message}
     return {**entity, "creator": made.by, "creation_timestamp": _ms(made), "state": state}
+
+
+def _is_pending(update: Update, record: EndpointRecord, block: Mapping[str, Any]) -> bool:
+    """Whether its config is still to come. One that is active already is in progress until the router routes
+    by it, and no longer pending."""
+    if update.status is Status.IN_PROGRESS and record.targets:
+        return block.get("config") != update.config
+    return update.status is not Status.CANCELED
 
 
 def _pending(update: Update, record: EndpointRecord) -> dict[str, Any]:

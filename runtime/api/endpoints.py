@@ -40,8 +40,10 @@ _METADATA = (
     "telemetry_config",
 )
 _CONFIG = ("served_entities", "served_models", "traffic_config", "auto_capture_config")
-_LOADER = ("LD_", "PYTHON", "DYLD_", "GCONV_")
+_CODE = ("LD_", "GLIBC_", "GCONV_", "DYLD_", "PYTHON", "BASH_", "PERL", "RUBY", "NODE_", "JAVA_", "JDK_")
 """Variables beginning so decide which code a program runs. They are for whoever writes the site."""
+_OURS = ("SERVESTATE_", "PATH", "HF_ENDPOINT", "VLLM_PLUGINS")
+"""The marks of instances, and names that decide where programs and weights come from."""
 
 # Reading.
 
@@ -99,21 +101,12 @@ def show(desk: Desk, name: str, caller: Caller) -> dict[str, Any]:
     update = desk.ledger.get(name)
     state = desk.view.state()
     record = state.endpoints.get(name)
-    if update is not None and record is not None and is_active(update, record):
-        update = None
     if record is None and update is not None:
         record = _promised(update)
     if record is None:
         raise no_endpoint(name)
     level = desk.level(caller, record)
     return detailed(endpoint_id(state, record), record, state, update, desk.view.supervised(), level)
-
-
-def is_active(update: Update, record: EndpointRecord) -> bool:
-    """Whether what the update wants is what the endpoint has: it will leave the ledger in a moment."""
-    if update.status is not Status.IN_PROGRESS or not record.targets:
-        return False
-    return goals.written_block(record).get("config") == update.config
 
 
 # Making.
@@ -163,21 +156,24 @@ def _accepted(desk: Desk, body: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 def _check_entities(desk: Desk, config: Any) -> None:
     """What a request may not say, though YAML may: which files of this machine are served, which code an
     engine runs, and secrets of other people's scopes. What has the wrong shape is left to the rules."""
-    entities = (
-        config.get("served_entities", config.get("served_models")) if isinstance(config, dict) else None
-    )
-    for entity in entities if isinstance(entities, list) else ():
-        if not isinstance(entity, dict):
-            continue
-        model = entity.get("entity_name", entity.get("model_name"))
-        if isinstance(model, str) and "://" in model:
-            raise invalid("entity_name must be a model of this site's catalogue, not a place")
+    for entity in _entities(config):
+        for model in (entity.get("entity_name"), entity.get("model_name")):
+            if isinstance(model, str) and "://" in model:
+                raise invalid("entity_name must be a model of this site's catalogue, not a place")
         variables = entity.get("environment_vars")
         for variable in variables if isinstance(variables, dict) else ():
-            if variable.upper().startswith(_LOADER) or variable.upper() == "PATH":
+            if variable.upper().startswith((*_CODE, *_OURS)):
                 raise invalid(
                     f"environment_vars: {variable[:60]!r} can only be set in the site's configuration"
                 )
+
+
+def _entities(config: Any) -> Iterator[dict[str, Any]]:
+    """All that can become an entity, in either spelling: which one counts, the rules decide later."""
+    if isinstance(config, dict):
+        for key in ("served_entities", "served_models"):
+            found = config.get(key)
+            yield from (one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
 
 
 def _check_secrets(desk: Desk, config: Any) -> None:
@@ -262,10 +258,7 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
 def _check_idle(desk: Desk, name: str) -> None:
     """R13: one update at a time."""
     update = desk.ledger.get(name)
-    record = desk.view.state().endpoints.get(name)
-    if update is None or update.status is not Status.IN_PROGRESS:
-        return
-    if record is None or not is_active(update, record):
+    if update is not None and update.status is Status.IN_PROGRESS:
         raise conflict(f"an update of {name!r} is in progress: wait for it, or cancel it")
 
 
