@@ -191,8 +191,9 @@ class Desk:
         """Go on with what was promised before this process began, and clear away what one before has left."""
         updates = self.ledger.updates()
         promised = {name for name, update in updates.items() if update.status is Status.IN_PROGRESS}
-        deleted = self.source.workspace().store.removed(API_VERB)
-        left = goals.left_over(self.view.state(now=True), {*updates, *deleted})
+        state = self.view.state(now=True)
+        deleted = self.source.workspace().store.removed(API_VERB).keys() - state.endpoints.keys()
+        left = goals.left_over(state, {*updates, *deleted})
         for name in sorted(promised | left):
             self._ask(name)
 

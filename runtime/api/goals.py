@@ -6,16 +6,16 @@ Pure, but for the site, which comes in as it is now.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from servestate.planner.owners import API_OWNER
+from servestate.planner.owners import API_OWNER, API_VERB
 from servestate.planner.resolve import Resolved, ResolvedEndpoint, resolve
 from servestate.planner.revision import canonical_json, digest
 from servestate.planner.spec.request import load_request
 from servestate.planner.spec.site import Site
 from servestate.planner.spec.written import written_form
-from servestate.planner.state import EndpointRecord
+from servestate.planner.state import EndpointRecord, State
 from servestate.runtime.api.ledger import Update
 from servestate.runtime.catalogue import foundation_models
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS
@@ -64,6 +64,21 @@ def edited(record: EndpointRecord, form: Mapping[str, Any]) -> Resolved:
 def nothing(owner: str) -> Resolved:
     """No endpoint."""
     return Resolved(owner, (), "nothing")
+
+
+def left_over(state: State, changed: Collection[str]) -> set[str]:
+    """The endpoints with instances that serve nothing, of those in `changed` and those that the API has last
+    written. What others have left, an apply that was cut short for instance, is for their next one."""
+    routed = {a for record in state.endpoints.values() for t in record.targets for a in t.instances}
+    idle = {address.endpoint for address in state.instances if address not in routed}
+    return {name for name in idle if name in changed or _is_ours(state.endpoints.get(name))}
+
+
+def _is_ours(record: EndpointRecord | None) -> bool:
+    if record is None:
+        return False
+    changed = record.history.changed.through if record.history is not None else ""
+    return record.owner == API_OWNER or changed == API_VERB
 
 
 def written_block(record: EndpointRecord) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from servestate.planner.live import Live
+from servestate.planner.match import settle
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.resolve import Resolved
 from servestate.planner.state import State
@@ -20,8 +21,8 @@ from servestate.runtime.apply import Attend, Finished, Stale, carry_out
 from servestate.runtime.executor import Executor, Outcome
 from servestate.runtime.look import look_around, pull_policy, state_of
 from servestate.runtime.reporter import Reporter
-from servestate.runtime.store.protocol import LockHeld, Owner
-from servestate.runtime.workspace import Workspace, owner_of_this_process
+from servestate.runtime.store.protocol import LockHeld, Owner, StateStore
+from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 
 POLL_S = 0.1
 """How often a lock that somebody holds is asked for again."""
@@ -119,22 +120,21 @@ class Hands:
         reporter: Reporter | None = None,
     ) -> tuple[Planned, Plan, Outcome]:
         """Make a plan and carry it out: `make` gives what was planned and the part of it to do now. It is
-        called again where the world has moved in between. Raises Busy after `patience_s`, Interrupted, and
-        what `make` raises."""
+        called again where the world has moved in between. What a crash left unrecorded is recorded, also
+        where there is nothing else to do. Raises Busy after `patience_s`, Interrupted, StoreError, and what
+        `make` raises."""
         deadline = time.monotonic() + patience_s
         while True:
             if interrupt.is_set:
                 raise Interrupted
             with self._lock:
                 planned, now = make()
-                if not now.nodes:
+                if not now.nodes and not any(settle(planned.state, planned.live)):
                     return planned, now, Outcome()
                 done = self._once(planned, now, by, interrupt, reporter or Reporter())
             if done is not None:
                 return planned, now, done.outcome
-            if time.monotonic() >= deadline:
-                raise Busy
-            time.sleep(POLL_S)
+            _await_lock(planned.workspace.store, interrupt, deadline)
 
     def _once(
         self, planned: Planned, plan: Plan, by: str, interrupt: Interrupt, reporter: Reporter
@@ -170,6 +170,18 @@ class Hands:
             if interrupt.is_set:
                 raise Interrupted
             time.sleep(POLL_S)
+
+
+def _await_lock(store: StateStore, interrupt: Interrupt, deadline: float) -> None:
+    """Return once nobody holds the lock, or on an interrupt. Only the lock is looked at: a plan of many
+    endpoints, made anew ten times a second, would take a core from whoever applies. Raises Busy."""
+    while not interrupt.is_set:
+        if time.monotonic() >= deadline:
+            raise Busy
+        time.sleep(POLL_S)
+        held = store.held()
+        if held is None or held.expires <= time.time() or is_gone(held.owner):
+            return
 
 
 def _until(interrupt: Interrupt) -> Attend:
