@@ -31,6 +31,9 @@ from servestate.runtime.api.routes import BASE, ROWS
 from servestate.runtime.api.shapes import Error
 from servestate.runtime.api.wording import said
 
+DEEPEST = 64
+"""Levels of lists and objects in a body: well above any shape, and below what recursion can bear."""
+
 _LEVELS = {Need.VIEW: Level.CAN_VIEW, Need.QUERY: Level.CAN_QUERY, Need.MANAGE: Level.CAN_MANAGE}
 _RIGHTS = {Need.CREATE: Right.CREATE, Need.APPLY: Right.APPLY}
 _BEARER = "bearer "
@@ -178,9 +181,21 @@ async def _body(request: Request, largest: int) -> Any:
     if not raw.strip():
         return None
     try:
-        return orjson.loads(raw)
+        value = orjson.loads(raw)
     except ValueError as error:
         raise invalid(f"the body is not valid JSON: {error}") from None
+    if _is_deeper(value, DEEPEST):
+        raise invalid(f"the body is nested deeper than {DEEPEST} levels")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other over more levels than that."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return False
+    return levels == 0 or any(_is_deeper(below, levels - 1) for below in value)
 
 
 def _too_large(largest: int) -> Refusal:

@@ -64,10 +64,8 @@ class Connection:
 
     def send(self, raw: bytes, verb: str = "GET") -> Answer:
         """These very bytes, and the one answer to them."""
-        if self._socket is None:
-            self._socket = self._dial()
-        with suppress(OSError):  # refused before all of it was read; the answer says so
-            self._socket.sendall(raw)
+        self.push(raw)
+        assert self._socket is not None
         response = HTTPResponse(self._socket, method=verb)
         try:
             response.begin()
@@ -79,6 +77,13 @@ class Connection:
         if response.will_close:
             self.close()
         return Answer(response.status, headers, body)
+
+    def push(self, raw: bytes) -> None:
+        """These very bytes, whatever comes of them."""
+        if self._socket is None:
+            self._socket = self._dial()
+        with suppress(OSError):  # refused before all of it was read; the answer says so
+            self._socket.sendall(raw)
 
     def _dial(self) -> socket.socket:
         if isinstance(self._where, Path):

@@ -1,0 +1,114 @@
+"""What YAML may say and a request may not, in every spelling: files of this machine, code for engines,
+secrets that are not the caller's to name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.api.callers import MAKER, OWN
+from tests.api.guarded import Guarded
+from tests.clients.harness import CHAT
+
+PLACES = [
+    "file:///etc",
+    "FILE:///etc",
+    "hf://someone/model",
+    "http://127.0.0.1:1/x",
+    "models:/x/1",
+    "s3://x/y",
+]
+VARIABLES = ["LD_PRELOAD", "ld_library_path", "PYTHONPATH", "PythonStartup", "PATH", "GCONV_PATH", "LD_AUDIT"]
+VARIABLES += ["SERVESTATE_ROLE", "SERVESTATE_LINEAGE", "BASH_ENV", "HF_ENDPOINT", "NODE_OPTIONS"]
+
+
+def entity(**more: Any) -> dict[str, Any]:
+    """A served entity of the catalogue, with something else besides or instead."""
+    return {"name": "e", "entity_name": CHAT, "entity_version": "1", "workload_size": "Small", **more}
+
+
+def model(**more: Any) -> dict[str, Any]:
+    """The same in the old spelling."""
+    old = {"name": "e", "model_name": CHAT, "model_version": "1", "scale_to_zero_enabled": False}
+    return {**old, "workload_size": "Small", **more}
+
+
+def configs(new: dict[str, Any], old: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every way to write a config of one entity in; those that are wrong in other ways are refused anyway."""
+    yield {"served_entities": [entity(**new)]}
+    yield {"served_entities": [entity(), entity(**{"name": "f", **new})]}
+    yield {"served_models": [model(**old)]}
+    yield {"served_entities": None, "served_models": [model(**old)]}
+    yield {"served_entities": [], "served_models": [model(**old)]}
+    yield {"served_models": None, "served_entities": [entity(**new)]}
+    yield {"served_models": [model(**old, entity_name=CHAT)]}
+    yield {"served_entities": [entity(**new, model_name=CHAT)]}
+    yield {"served_entities": [entity(**{"entity_name": None, **new})], "served_models": []}
+
+
+def check_refused(site: Guarded, config: dict[str, Any], said: str) -> None:
+    """That neither a new endpoint nor an existing one gets that config, and that it is told why."""
+    for verb, path, body in (
+        ("POST", "", {"name": "x", "config": config}),
+        ("PUT", f"/{OWN}/config", config),
+    ):
+        got = site.say(verb, path, body, MAKER)
+        if got.status == 200:
+            site.say("DELETE", "/x", None)
+        assert (got.status, got.code) == (400, "INVALID_PARAMETER_VALUE"), (config, got.body)
+        if config.keys() == {"served_entities"}:
+            assert said in got.json["message"]
+    assert site.say("GET", "/x", None).status == 404
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_are_no_models(guarded: Guarded, place: str) -> None:
+    before = guarded.effects()
+    for config in configs({"entity_name": place}, {"model_name": place}):
+        check_refused(guarded, config, "not a place")
+    assert guarded.effects() == before
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_variables_that_decide_which_code_runs(guarded: Guarded, variable: str) -> None:
+    given = {"environment_vars": {"FINE": "1", variable: "/tmp/evil"}}
+    before = guarded.effects()
+    for config in configs(given, given):
+        check_refused(guarded, config, variable)
+    assert guarded.effects() == before
+
+
+REFERENCES = ["{{secrets/servestate-engine/access-tokens}}", "{{secrets/servestate-api/0}}"]
+REFERENCES += [
+    "{{ secrets/servestate-api/0 }}",
+    "x{{secrets/Servestate-Api/0}}y",
+    "{{\tsecrets/servestate-engine/a}}",
+]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_secrets_of_servestates_own(guarded: Guarded, reference: str) -> None:
+    variables = {"environment_vars": {"K": reference}}
+    for config in configs(variables, variables):
+        check_refused(guarded, config, "")
+    for key in ("token", "token_plaintext"):
+        far = guarded.far_entity()
+        custom = {"custom_provider_url": f"{guarded.far}/v1", "bearer_token_auth": {key: reference}}
+        far["external_model"] = {"provider": "custom", "name": "m", "task": "llm/v1/chat"}
+        far["external_model"]["custom_provider_config"] = custom
+        check_refused(guarded, {"served_entities": [far]}, "")
+
+
+def test_an_update_keeps_to_the_rules_of_a_create(guarded: Guarded) -> None:
+    for body in (
+        {"config": {"served_entities": [entity(entity_name="file:///etc")]}},
+        {"served_entities": "x"},
+    ):
+        got = guarded.say("PUT", f"/{OWN}/config", body, MAKER)
+        assert got.status == 400
+    units = {"entity_name": "file:///etc", "provisioned_model_units": 50}
+    for verb, path in (("POST", "/pt"), ("PUT", f"/pt/{OWN}/config")):
+        got = guarded.say(verb, path, {"name": "x", "config": {"served_entities": [units]}}, MAKER)
+        assert (got.status, "not a place" in got.json["message"]) == (400, True)
