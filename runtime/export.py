@@ -48,8 +48,11 @@ def quoted(text: str) -> str:
 
 def _block(record: EndpointRecord) -> dict[str, Any]:
     block = written_form(json.loads(record.block), [target.entity for target in record.targets])
-    for route in block.get("config", {}).get("traffic_config", {}).get("routes", ()):
+    config = block.get("config", {})
+    for route in config.get("traffic_config", {}).get("routes", ()):
         del route["served_entity_name"]  # the API answers with both names; bundles know this one
+    if "served_entities" in config:  # by which people find them
+        config["served_entities"] = [{"name": one["name"], **one} for one in config["served_entities"]]
     return block
 
 

@@ -44,11 +44,14 @@ PLAN_S = 600.0
 LOST_S = 30.0
 """How long the server may be out of reach while it is watched. It goes on meanwhile."""
 
+_FIRST_S = 0.05
 _RETRY_S = 0.5
 _HOST = re.compile(r"[A-Za-z0-9._-]+\Z|[0-9A-Fa-f:.]+\Z")
 _OK, _UNAUTHENTICATED, _DENIED, _NOT_FOUND, _SERVER_ERROR = 200, 401, 403, 404, 500
 _NO_PATH = "ENDPOINT_NOT_FOUND"
 """The code of an answer to a path that the server does not have."""
+
+_CONFLICT = "RESOURCE_CONFLICT"
 
 Json = dict[str, Any]
 
@@ -59,6 +62,14 @@ class Left(Exception):
     def __init__(self, signal: int) -> None:
         self.signal = signal
         super().__init__("the server stops once what is in flight is done; nobody watches any more")
+
+
+class Refused(InvalidInput):
+    """The server has understood and will not. `code` is the serving API's word for why."""
+
+    def __init__(self, code: str, found: Diagnostic) -> None:
+        self.code = code
+        super().__init__([found])
 
 
 class OutOfReach(InvalidInput):
@@ -85,6 +96,11 @@ class Server:
     url: str
     token: str = field(default="", repr=False)
     socket: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return "the API of this site" if self.socket else self.url
 
     def plan(self, order: Json, patience_s: float, tell: Callable[[str], None]) -> Made:
         """A plan for the documents of the order (`POST /plans`). Waits so long for a lock that somebody
@@ -113,7 +129,15 @@ class Server:
     def cancel_update(self, endpoint: str) -> None:
         """Cancel the update of an endpoint that the API has under way."""
         path = f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}/cancel-update"
-        asyncio.run(self._once("POST", path))
+        try:
+            asyncio.run(self._once("POST", path))
+        except Refused as error:
+            if error.code == _CONFLICT:
+                what = f'no update of "{endpoint}" is under way: it is done, has failed or was never begun'
+                raise InvalidInput(
+                    [Diagnostic("SS628", what, "see what it serves: servestate status")]
+                ) from error
+            raise
 
     async def _once(self, verb: str, path: str) -> Any:
         async with self._client(ANSWER_S) as client:
@@ -125,7 +149,9 @@ class Server:
         async with self._client(PLAN_S) as client:
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                reply: Json = await self._call(client, "POST", f"{PREFIX}/plans", {**order, "wait_s": left})
+                # First only to hear whom it waits for: whoever watches wants to know at once.
+                wait_s = left if told else min(left, _FIRST_S)
+                reply: Json = await self._call(client, "POST", f"{PREFIX}/plans", {**order, "wait_s": wait_s})
                 if "locked" not in reply:
                     return reply
                 held = lock_from_json(reply["locked"])
@@ -174,7 +200,7 @@ class Server:
         try:
             after = 0
             while True:
-                page = await self._insist(client, "GET", f"{path}?after={after}")
+                page = await self._insist(client, "GET", f"{path}?after={after}", reporter.notice)
                 for event in page["events"]:
                     replay(event, nodes, reporter)
                 after += len(page["events"])
@@ -187,17 +213,23 @@ class Server:
 
     async def _call_off(self, client: httpx.AsyncClient, path: str, called_off: asyncio.Event) -> None:
         await called_off.wait()
-        await self._insist(client, "POST", f"{path}/cancel")
+        await self._insist(client, "POST", f"{path}/cancel", Reporter().notice)
 
-    async def _insist(self, client: httpx.AsyncClient, verb: str, path: str) -> Any:
-        """The same call again while the server is out of reach: it does no harm twice."""
+    async def _insist(
+        self, client: httpx.AsyncClient, verb: str, path: str, tell: Callable[[str], None]
+    ) -> Any:
+        """The same call again while the server is out of reach: it does no harm twice. `tell` hears of it."""
         deadline = time.monotonic() + LOST_S
+        told = False
         while True:
             try:
                 return await self._call(client, verb, path)
             except OutOfReach as error:
                 if time.monotonic() >= deadline:
                     raise InvalidInput([self._lost(error)]) from error
+            if not told:
+                tell(f"{self.name} is out of reach; asking again for {LOST_S:g} s")
+                told = True
             await asyncio.sleep(_RETRY_S)
 
     async def _call(self, client: httpx.AsyncClient, verb: str, path: str, body: Any = None) -> Any:
@@ -245,31 +277,34 @@ class Server:
 
         if certificate := _tls_trouble(error):
             fix = "check the URL; a private authority is named by the environment variable SSL_CERT_FILE"
-            return Diagnostic("SS613", f"no TLS with {self.url}: {certificate}", fix)
+            return Diagnostic("SS613", f"no TLS with {self.name}: {certificate}", fix)
+        if self.socket:
+            what = f"{self.name} does not answer, so no update is under way: {error}"
+            return Diagnostic("SS627", what, "start it: servestate serve")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            what = f"no servestate answers at {self.url}"
+            what = f"no servestate answers at {self.name}"
             fix = "give the URL of its management listener, and see that servestate serve runs there"
             return Diagnostic("SS612", what, fix, detail=str(error))
-        what = f"{self.url} does not answer: {str(error) or type(error).__name__}"
+        what = f"{self.name} does not answer: {str(error) or type(error).__name__}"
         return Diagnostic("SS612", what, "look at what servestate serve says there, then try again")
 
     def _lost(self, error: InvalidInput) -> Diagnostic:
-        what = f"{self.url} has been out of reach for {LOST_S:g} s; what it was doing goes on without us"
-        fix = f"see how far it is: servestate status --server {self.url}"
+        what = f"{self.name} has been out of reach for {LOST_S:g} s; what it was doing goes on without us"
+        fix = f"see how far it is: servestate status --server {self.name}"
         return Diagnostic("SS617", what, fix, detail="\n".join(one.what for one in error.diagnostics))
 
     def _refusal(self, status: int, body: Json) -> InvalidInput:
         code, message = str(body.get("error_code", "")), str(body.get("message", ""))
         if status == _UNAUTHENTICATED:
-            what = f"{self.url} does not know this token" if self.token else f"{self.url} asks for a token"
+            what = f"{self.name} does not know this token" if self.token else f"{self.name} asks for a token"
             fix = "set SERVESTATE_TOKEN to one that stands in its servestate.access.tokens"
             return InvalidInput([Diagnostic("SS614", what, fix)])
         if status == _DENIED:
-            what = f"{self.url} does not allow that: {message}"
+            what = f"{self.name} does not allow that: {message}"
             return InvalidInput([Diagnostic("SS615", what, "ask whoever keeps its servestate.access.tokens")])
         if not code or (status == _NOT_FOUND and code == _NO_PATH):
             if status >= _SERVER_ERROR:
-                what, fix = f"{self.url} answers with {status}", "try again in a moment"
+                what, fix = f"{self.name} answers with {status}", "try again in a moment"
                 return OutOfReach([Diagnostic("SS612", what, fix)])
             return self._another_version(f"it answers with {status}")
         if "details" in body:
@@ -277,11 +312,15 @@ class Server:
                 return InvalidInput(diagnostics_from_json(body["details"]))
             except FormError as error:
                 return self._another_version(str(error))
-        found = Diagnostic("SS620", f"{self.url} refuses: {message}", "see what it says, then try again")
-        return OutOfReach([found]) if status >= _SERVER_ERROR else InvalidInput([found])
+        if status >= _SERVER_ERROR:
+            what, fix = f"{self.name} cannot do that now: {message}", "try again in a moment"
+            return OutOfReach([Diagnostic("SS620", what, fix)])
+        return Refused(
+            code, Diagnostic("SS620", f"{self.name} refuses: {message}", "mend that, then try again")
+        )
 
     def _another_version(self, why: str) -> InvalidInput:
-        what = f"what answers at {self.url} is no servestate {VERSION}: {why}"
+        what = f"what answers at {self.name} is no servestate {VERSION}: {why}"
         fix = "give the URL of a management listener, and use the version of servestate that runs there"
         return InvalidInput([Diagnostic("SS616", what, fix)])
 

@@ -125,7 +125,7 @@ def refuse_stale(stale: Stale, arguments: argparse.Namespace) -> int:
         complain(f"  {reason}")
     for entry in stale.journal:
         complain(f"  {entry.serial}  {entry.address}  {entry.event}  by {entry.by}")
-    again = "servestate plan --out=FILE" if saved else _again(arguments)
+    again = f"servestate plan {_where(arguments)}--out=FILE" if saved else _again(arguments)
     complain(f"\nNothing was changed. Plan anew with: {again}")
     if arguments.json:
         writes = [{"serial": e.serial, "address": e.address, "by": e.by} for e in stale.journal]
@@ -155,6 +155,10 @@ def _ending(result: Finished) -> str:
         return "Interrupted:"
     failed = counted(len(result.outcome.failed), "step")
     return f"Not complete: {failed} failed, {len(result.outcome.skipped)} skipped,"
+
+
+def _where(arguments: argparse.Namespace) -> str:
+    return f"--server {shlex.quote(arguments.server)} " if arguments.server else ""
 
 
 def _again(arguments: argparse.Namespace) -> str:
