@@ -73,11 +73,18 @@ class Guarded:
         return open_workspace(self.server.site.folder, SiteBlock.model_validate(document["servestate"]))
 
     def effects(self) -> tuple[int, bytes]:
-        """What any effect would change: the state's serial, and what the API has promised."""
-        ledger = b"".join(
-            p.read_bytes() for p in sorted(self.folder.glob("api.db*")) if p.suffix != ".db-shm"
-        )
-        return self.server.site.state().serial, ledger
+        """What any effect would change: the state's serial, and what the API has promised. What a deletion
+        has left is still being cleared away after its answer, so this waits until nothing changes."""
+        seen = self._effects()
+        while True:
+            time.sleep(0.3)
+            before, seen = seen, self._effects()
+            if seen == before:
+                return seen
+
+    def _effects(self) -> tuple[int, bytes]:
+        files = (path for path in sorted(self.folder.glob("api.db*")) if not path.name.endswith("-shm"))
+        return self.server.site.state().serial, b"".join(path.read_bytes() for path in files)
 
     def declare(self, *more: Who) -> float:
         """Have the site know these tokens beside its own; the moment when that was written."""

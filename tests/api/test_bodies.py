@@ -11,7 +11,7 @@ import pytest
 from servestate.runtime.api.call import Row
 from servestate.runtime.api.routes import ROWS
 from servestate.runtime.router.errors import NEVER_SAID
-from tests.api.callers import ADMIN, OWN
+from tests.api.callers import ADMIN
 from tests.api.guarded import API, Guarded
 from tests.api.test_rows import target
 from tests.api.wire import Answer, connected
@@ -19,6 +19,15 @@ from tests.api.wire import Answer, connected
 NEVER_SENT = (405, 413, 415, 422, 500, 502)
 WRITES = [row for row in ROWS if row.takes is not None]
 MIB = 1 << 20
+VICTIM = "victim"
+
+
+@pytest.fixture(autouse=True)
+def victim(guarded: Guarded) -> Iterator[None]:
+    """An endpoint that all of it may change."""
+    guarded.make(VICTIM)
+    yield
+    assert guarded.say("DELETE", f"/{VICTIM}", None).status == 200
 
 
 def refused(got: Answer) -> str:
@@ -35,7 +44,7 @@ def refused(got: Answer) -> str:
 def every_write(site: Guarded, body: bytes, *fields: str) -> Iterator[tuple[Row, Answer]]:
     """The answers of all that take a body."""
     for row in WRITES:
-        yield row, site.ask(row.verb, target(site, row, OWN), ADMIN, body, *fields)
+        yield row, site.ask(row.verb, target(site, row, VICTIM), ADMIN, body, *fields)
 
 
 def deep(depth: int, kind: str) -> str:
@@ -188,7 +197,6 @@ def _that_read(body: dict[str, Any], rows: list[Row]) -> list[Row]:
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: repr(value)[:24])
 def test_odd_values(guarded: Guarded, value: Any) -> None:
-    guarded.make("victim")
     found = []
     rows = [row for row in WRITES if "{name}" in row.path or "{id}" in row.path]
     created = [row for row in WRITES if row not in rows]
@@ -196,7 +204,7 @@ def test_odd_values(guarded: Guarded, value: Any) -> None:
         for body in odd_bodies(value):
             content = json.dumps(body).encode()
             for row in created if "name" in body else _that_read(body, rows):
-                got = connection.ask(row.verb, target(guarded, row, "victim"), content, *ADMIN.lines)
+                got = connection.ask(row.verb, target(guarded, row, VICTIM), content, *ADMIN.lines)
                 if got.status == 200:
                     if row in created:
                         assert guarded.say("DELETE", f"/{body['name']}", None).status == 200
@@ -205,7 +213,6 @@ def test_odd_values(guarded: Guarded, value: Any) -> None:
                     refused(got)
                 except AssertionError as error:
                     found.append(f"{row.verb} {row.path} {content[:200]!r}: {got.status} {str(error)[:200]}")
-    assert guarded.say("DELETE", "/victim", None).status == 200
     assert found == []
 
 

