@@ -261,7 +261,7 @@ def test_second_update_meanwhile(server: Server, w: WorkspaceClient) -> None:
 
 
 def test_update_that_fails_changes_nothing(server: Server, w: WorkspaceClient) -> None:
-    w.serving_endpoints.create_and_wait("fails", config=config(local(name="it")), timeout=SOON)
+    server.create(endpoint("fails", hosted("it", CHAT)))
     with pytest.raises(OperationFailed):
         w.serving_endpoints.update_config_and_wait(
             "fails", served_entities=[local(BROKEN, "it")], timeout=SOON
@@ -274,13 +274,14 @@ def test_update_that_fails_changes_nothing(server: Server, w: WorkspaceClient) -
     assert failed.config.config_version == 1
     assert say(w, "fails") == ("one: hello", "it")
 
-    mended = w.serving_endpoints.update_config_and_wait(
-        "fails", served_entities=[local("2", "it")], timeout=SOON
-    )
+    w.serving_endpoints.update_config("fails", served_entities=[local("2", "it")])
+    server.settled("fails")
+    mended = w.serving_endpoints.get("fails")
     assert (state_of(mended), mended.config.config_version, mended.pending_config) == (READY, 2, None)
     assert say(w, "fails") == ("two: hello", "it")
 
 
+@pytest.mark.slow
 def test_first_config_that_fails(server: Server, w: WorkspaceClient) -> None:
     with pytest.raises(OperationFailed):
         w.serving_endpoints.create_and_wait("stillborn", config=config(local(BROKEN)), timeout=SOON)
@@ -292,7 +293,7 @@ def test_first_config_that_fails(server: Server, w: WorkspaceClient) -> None:
 
 
 def test_update_that_is_cancelled(server: Server, w: WorkspaceClient) -> None:
-    w.serving_endpoints.create_and_wait("undone", config=config(local(name="it")), timeout=SOON)
+    server.create(endpoint("undone", hosted("it", CHAT)))
     w.serving_endpoints.update_config("undone", served_entities=[local(GATED, "it")])
     w.api_client.do("POST", f"{PATH}/undone/cancel-update")
     with pytest.raises(OperationFailed):
@@ -756,7 +757,11 @@ def test_what_is_not_there(w: WorkspaceClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "cause"), [(429, RequestLimitExceeded), (503, TemporarilyUnavailable)], ids=["429", "503"]
+    ("status", "cause"),
+    [
+        pytest.param(429, RequestLimitExceeded, id="429"),
+        pytest.param(503, TemporarilyUnavailable, id="503", marks=pytest.mark.slow),
+    ],
 )
 def test_no_capacity(
     server: Server, outside: ServingEndpointDetailed, far: Upstream, status: int, cause: type[Exception]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.clients.harness import HERE, Server
 
 SCRIPT = HERE.parent.parent / "examples" / "clients" / "clients.py"
@@ -21,6 +23,7 @@ def run(**more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_client_gets_its_answers(server: Server) -> None:
     said = run(DATABRICKS_HOST=server.url, ENDPOINT="text")
     answer = "'one: The capital of France is'"

@@ -196,6 +196,7 @@ def test_engine_that_dies_comes_back(server: Server) -> None:
     assert server.get("mortal")["config"]["config_version"] == 1
 
 
+@pytest.mark.slow
 def test_changes_survive_a_restart(tmp_path_factory: pytest.TempPathFactory, far: Upstream) -> None:
     with serving(tmp_path_factory.mktemp("restarted"), STANDING[:1]) as server:
         limits = {"rate_limits": [limit(2, "endpoint")]}
