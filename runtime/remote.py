@@ -279,7 +279,7 @@ class Server:
             fix = "check the URL; a private authority is named by the environment variable SSL_CERT_FILE"
             return Diagnostic("SS613", f"no TLS with {self.name}: {certificate}", fix)
         if self.socket:
-            what = f"{self.name} does not answer, so no update is under way: {error}"
+            what = f"{self.name} does not answer: {error}"
             return Diagnostic("SS627", what, "start it: servestate serve")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             what = f"no servestate answers at {self.name}"

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.blocked:
         return _refuse_blocked(plan, arguments)
     if not (arguments.auto_approve or arguments.plan is not None or plan.is_empty):
-        ask(plan)
+        ask(plan, "Destroy" if plan.destroy else "Apply")
     return _carry_out(prepared, arguments)
 
 
@@ -84,7 +84,7 @@ def _show(plan: Plan, arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-def ask(plan: Plan) -> None:
+def ask(plan: Plan, doing: str) -> None:
     """Return when approved. Raises Exit otherwise."""
     if plan.destroy:
         say("\nDo you really want to destroy all resources?")
@@ -100,7 +100,7 @@ def ask(plan: Plan) -> None:
         answer = ""
     say("")
     if answer.strip() != "yes":
-        say("Destroy cancelled." if plan.destroy else "Apply cancelled.")
+        say(f"{doing} cancelled.")
         raise Exit(exit_codes.REFUSED)
 
 

@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
     server = server_of(arguments) or _here(arguments)
     server.cancel_update(arguments.endpoint)
-    say(f'The update of "{arguments.endpoint}" is cancelled; it serves as before.')
+    say(f'The update of "{arguments.endpoint}" is cancelled; what served before goes on serving.')
     return exit_codes.OK
 
 
@@ -23,6 +23,6 @@ def _here(arguments: argparse.Namespace) -> Server:
     """The API of this site, past the router. Raises InvalidInput."""
     path = workspace_of(arguments).api_path
     if not path.exists():
-        what = "the API of this site is not running, so no update is under way"
+        what = "the API of this site is not running"
         raise InvalidInput([Diagnostic("SS627", what, "start it: servestate serve")])
     return Server("http://api", token(), str(path))

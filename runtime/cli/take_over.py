@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.write(render_plan(plan, palette(arguments, sys.stdout)))
     sys.stdout.flush()
     if not arguments.auto_approve:
-        ask(plan)
+        ask(plan, "Import")
     # Each step is done in an instant, so that the end is all there is to tell.
     result = Here(workspace, plan).carry_out(arguments.verb, Reporter(), arguments.lock_timeout)
     if isinstance(result, Stale):

@@ -67,7 +67,6 @@ THEN = (
     ("plan", "--out=plan.json", "--detailed-exitcode"),
     ("apply", "plan.json", "--json"),
     ("apply", "plan.json"),
-    ("apply",),
     ("destroy", "--auto-approve"),
 )
 
@@ -199,6 +198,7 @@ def test_only_plans_of_the_server_are_carried_out(reading: Managed, tmp_path: Pa
     assert not reading.site.state().endpoints
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_makes_a_saved_plan_stale(reading: Managed, tmp_path: Path) -> None:
     client = reading.client(tmp_path / "client")
     there(client, reading, "plan", "--out=plan.json").ok()
@@ -209,6 +209,7 @@ def test_a_changed_configuration_makes_a_saved_plan_stale(reading: Managed, tmp_
     assert f"servestate plan --server {reading.url} --out=FILE" in stale.err
 
 
+@pytest.mark.slow
 def test_the_lock(server: Managed, tmp_path: Path) -> None:
     client = server.client(tmp_path / "client")
     there(client, server, "apply", "--auto-approve").ok()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from servestate.planner.diagnostics import InvalidInput
+from servestate.runtime.remote import server_at
 from tests.cli.harness import ONE, Site, free_port
 from tests.cli.snapshots import check
 
@@ -25,13 +27,33 @@ from tests.cli.snapshots import check
         ("http://127.0.0.1:8081/?a=b", "more than a host"),
     ],
 )
-def test_no_url_of_a_server(site: Site, url: str, why: str) -> None:
-    site.configure(ONE)
-    result = site.run("status", "--server", url)
-    assert result.code == 1
-    assert result.err.startswith("SS611 ")
-    assert why in result.err
-    assert "secret" not in result.err
+def test_no_url_of_a_server(url: str, why: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        server_at(url, "", insecure=False)
+    assert str(refused.value).startswith("SS611 ")
+    assert why in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "insecure", "fine"),
+    [
+        ("http://models.example:8081", False, False),
+        ("http://models.example:8081", True, True),
+        ("https://models.example", False, True),
+        ("http://127.0.0.1:8081", False, True),
+        ("http://localhost:8081/behind/a/proxy/", False, True),
+        ("http://[::1]:8081", False, True),
+        ("http://127.0.0.1.models.example", False, False),
+    ],
+)
+def test_where_a_token_may_go(url: str, insecure: bool, fine: bool) -> None:
+    if not fine:
+        with pytest.raises(InvalidInput, match="SS611"):
+            server_at(url, "hidden", insecure=insecure)
+    else:
+        assert server_at(url, "hidden", insecure=insecure).url == url.rstrip("/")
+    assert "hidden" not in repr(server_at(url, "hidden", insecure=True))
 
 
 def test_a_token_does_not_cross_a_network_in_the_clear(site: Site) -> None:

@@ -48,7 +48,9 @@ def finish(client: Site, server: Managed) -> None:
     check_converged(server.site, ONE)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_once(server: Managed, client: Site, number: signal.Signals, code: int) -> None:
     apply = waiting(client, server)
     apply.process.send_signal(number)
