@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,19 @@ class Server:
         """What the API lists."""
         return {one["name"] for one in ok(self.call("GET", ""))["endpoints"]}
 
+    def declare(self, *endpoints: dict[str, Any]) -> None:
+        """Have the bundle say those endpoints, and no others."""
+        path = self.site.folder / "endpoints.yaml"
+        document = {**yaml.safe_load(path.read_text()), "resources": resources(endpoints)}
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def kill_api(self) -> None:
+        """Kill the process behind the API; the router goes on."""
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [int(pid) for thread in threads for pid in thread.read_text().split()]
+        (pid,) = (pid for pid in children if b"api.process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(pid, signal.SIGKILL)
+
     def open_gate(self) -> None:
         """Let the engines of version GATED become ready."""
         (self.site.folder / f"gate-{GATED}").touch()
@@ -185,10 +199,14 @@ def write_site(site: Site, endpoints: tuple[dict[str, Any], ...], **settings: An
     block = {"management": {"listen": management}, "router": {"listen": router}, "models": catalogue()}
     document: dict[str, Any] = {"servestate": {**block, **settings}}
     if endpoints:
-        blocks = {one["name"].replace("-", "_"): one for one in endpoints}
-        document["resources"] = {"model_serving_endpoints": blocks}
+        document["resources"] = resources(endpoints)
     site.write(yaml.safe_dump(document, sort_keys=False))
     return f"http://{management}", f"http://{router}"
+
+
+def resources(endpoints: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Those endpoints as a bundle has them: what a create call takes, under a key."""
+    return {"model_serving_endpoints": {one["name"].replace("-", "_"): one for one in endpoints}}
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from tests.clients.harness import (
     endpoint,
     external,
     hosted,
+    serving,
 )
 
 # Its older call forms announce their end, and still are what people use.
@@ -129,6 +134,43 @@ def test_update_part_by_part(client: DatabricksDeploymentClient, mine: str, far:
     until(lambda: client.get_endpoint(mine).config["config_version"] == 2, "the update ends")
     assert client.predict(endpoint=mine, inputs=chat("hello")).choices
     assert client.get_endpoint(mine).tags == [{"key": "a", "value": "1"}]
+
+
+@pytest.mark.slow
+def test_create_that_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process behind the API is killed between promise and answer, and the caller tries again: there is
+    one endpoint, and one engine."""
+    with serving(tmp_path / "site") as server, ThreadPoolExecutor(1) as pool:
+        body = endpoint("once", hosted("it", CHAT))
+        client = client_of(server.url, monkeypatch)
+        with another_holds_the_lock(server):
+            creating = pool.submit(client.create_endpoint, config=body)
+            until(lambda: "once" in server.names(), "it is promised")
+            server.kill_api()
+            with pytest.raises(requests.HTTPError) as failed:
+                creating.result(60)
+            assert status_of(failed) == 504  # it may have been heard, so no client repeats it by itself
+        until(lambda: server.call("GET", "").status_code == 200, "the API is back")
+        with pytest.raises(requests.HTTPError) as taken:
+            client.create_endpoint(config=body)
+        assert taken.value.response.json()["error_code"] == "RESOURCE_ALREADY_EXISTS"
+        found = server.settled("once")
+        assert found["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
+        assert len([address for address in server.site.alive() if address.startswith("once/it@")]) == 1
+        assert client.predict(endpoint="once", inputs=chat("hello")).choices
+
+
+@contextmanager
+def another_holds_the_lock(server: Server) -> Iterator[None]:
+    """An apply on the command line waits for its model until the end of the block."""
+    site = server.site
+    server.declare(endpoint("loading", hosted("it", CHAT, GATED)))
+    applying = site.start("apply", "--auto-approve")
+    until(lambda: "loading/it" in site.engines(), "its model loads")
+    yield
+    server.open_gate()
+    applying.communicate(timeout=60)
+    assert applying.returncode == 0
 
 
 # Queries.
