@@ -164,16 +164,17 @@ class Keeper:
 
     def _pursue(self, update: Update) -> None:
         """Take the update as far as it goes: until its config is active, or it has failed."""
+        try:
+            self._take(update)
+        except InvalidInput as error:
+            self._refused(update, error)
+        except _Superseded as error:
+            self._end(update, Status.CANCELED, str(error), {})
+
+    def _take(self, update: Update) -> None:
         waited: set[str] = set()
         while True:
-            try:
-                planned, now, outcome = self._stage(update, waited)
-            except InvalidInput as error:
-                self._refused(update, error)
-                return
-            except _Superseded as error:
-                self._end(update, Status.CANCELED, str(error), {})
-                return
+            planned, now, outcome = self._stage(update, waited)
             if not outcome.complete:
                 self._not_done(update, outcome, planned)
                 return
@@ -190,6 +191,8 @@ class Keeper:
                 self._interrupt,
             )
             if failed := {id: why for id, why in found.items() if why}:
+                # Whoever applied another config has ended what this one waited for.
+                self._check_wanted(update, self._view.state(now=True).endpoints.get(self.name))
                 self._not_ready(update, planned, failed)
                 return
             waited |= found.keys()
@@ -206,10 +209,13 @@ class Keeper:
 
     def _wanted(self, update: Update, state: State, workspace: Workspace) -> Resolved:
         record = state.endpoints.get(self.name)
+        self._check_wanted(update, record)
+        return goals.wanted(update, record, workspace.site)
+
+    def _check_wanted(self, update: Update, record: EndpointRecord | None) -> None:
         if goals.config_digest(record) != update.before:
             owner = record.owner if record is not None else "somebody"
             raise _Superseded(f'another config was applied meanwhile: see bundle "{owner}"')
-        return goals.wanted(update, record, workspace.site)
 
     def _claim(self, update: Update) -> tuple[Planned, Plan]:
         """The endpoint without its config: it has name and owner before anything is started for it."""
@@ -232,8 +238,11 @@ class Keeper:
     def _not_done(self, update: Update, outcome: Outcome, planned: Planned) -> None:
         if outcome.interrupted and not outcome.failed:
             raise Interrupted
-        if outcome.failed:  # else the lock was broken: plan anew
+        if outcome.failed:
             self._not_ready(update, planned, outcome.failed)
+        elif isinstance(outcome.lost, StoreError):
+            raise outcome.lost
+        # Else the lock was broken: plan anew.
 
     def _not_ready(self, update: Update, planned: Planned, failed: Mapping[str, str]) -> None:
         """End the update for what has failed, by the id of each step."""
