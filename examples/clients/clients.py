@@ -13,11 +13,10 @@ import os
 from types import ModuleType
 
 HOST = os.environ.setdefault("DATABRICKS_HOST", "http://127.0.0.1:18081")
-TOKEN = os.environ.setdefault(
-    "DATABRICKS_TOKEN", "any-token"
-)  # any will do, where the site declares no tokens
+# Where the site declares no tokens, any will do; the clients ask for one.
+TOKEN = os.environ.setdefault("DATABRICKS_TOKEN", "any-token")
 ENDPOINT = os.environ.get("ENDPOINT", "multi-model")
-PROMPT = "The capital of France is"
+QUESTION = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0.0}
 
 
 def client(module: str, package: str) -> ModuleType | None:
@@ -43,12 +42,12 @@ if sdk is not None:
     for route in found.config.traffic_config.routes:
         print(f"  {ENDPOINT}/{route.served_entity_name}: {route.traffic_percentage} %")
 
-    answer = w.serving_endpoints.query(ENDPOINT, prompt=PROMPT, max_tokens=8)
+    answer = w.serving_endpoints.query(ENDPOINT, **QUESTION)
     print(f"  {answer.served_model_name} says: {answer.choices[0].text!r}")
 
     entity = found.config.served_entities[-1]
     path = f"/serving-endpoints/{ENDPOINT}/served-models/{entity.name}/invocations"
-    past = w.api_client.do("POST", path, body={"prompt": PROMPT, "max_tokens": 8})
+    past = w.api_client.do("POST", path, body=QUESTION)
     print(f"  {entity.name}, asked past the split, says: {past['choices'][0]['text']!r}")
 
     same_model = ServedEntityInput(
@@ -57,7 +56,7 @@ if sdk is not None:
     config = EndpointCoreConfigInput(name="from-a-client", served_entities=[same_model])
     made = w.serving_endpoints.create_and_wait("from-a-client", config=config)
     try:
-        answer = w.serving_endpoints.query("from-a-client", prompt=PROMPT, max_tokens=8)
+        answer = w.serving_endpoints.query("from-a-client", **QUESTION)
         print(f"  from-a-client, config {made.config.config_version}, says: {answer.choices[0].text!r}")
     finally:
         w.serving_endpoints.delete("from-a-client")
@@ -69,9 +68,9 @@ if deployments is not None:
     deploy = deployments.get_deploy_client("databricks")
     print(f"\nmlflow.deployments at {HOST}")
     print(f"  endpoints: {', '.join(sorted(one['name'] for one in deploy.list_endpoints()))}")
-    whole = deploy.predict(endpoint=ENDPOINT, inputs={"prompt": PROMPT, "max_tokens": 8})
+    whole = deploy.predict(endpoint=ENDPOINT, inputs=QUESTION)
     print(f"  {ENDPOINT} says: {whole.choices[0]['text']!r}")
-    parts = deploy.predict_stream(endpoint=ENDPOINT, inputs={"prompt": PROMPT, "max_tokens": 8})
+    parts = deploy.predict_stream(endpoint=ENDPOINT, inputs=QUESTION)
     texts = [choice.get("text", "") for part in parts for choice in part["choices"]]
     print(f"  streamed in {len(texts)} parts: {''.join(texts)!r}")
 
@@ -81,8 +80,8 @@ if openai is not None:
     with openai.OpenAI(api_key=TOKEN, base_url=f"{HOST}/serving-endpoints") as chat:
         print(f"\nopenai at {HOST}/serving-endpoints")
         print(f"  models: {', '.join(sorted(model.id for model in chat.models.list()))}")
-        done = chat.completions.create(model=ENDPOINT, prompt=PROMPT, max_tokens=8)
+        done = chat.completions.create(model=ENDPOINT, **QUESTION)
         print(f"  {ENDPOINT} says: {done.choices[0].text!r}")
-        stream = chat.completions.create(model=ENDPOINT, prompt=PROMPT, max_tokens=8, stream=True)
+        stream = chat.completions.create(model=ENDPOINT, stream=True, **QUESTION)
         words = [choice.text for event in stream for choice in event.choices]
         print(f"  streamed in {len(words)} parts: {''.join(words)!r}")
