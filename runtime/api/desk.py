@@ -53,6 +53,8 @@ class Desk:
     writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "write"))
     _keepers: dict[str, Keeper] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    # From a secret's being kept until it is promised what for, nobody may find that it is for nothing.
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
 
     # What is there.
 
@@ -72,8 +74,9 @@ class Desk:
     async def promise(self, update: Update, secrets: Mapping[str, str]) -> None:
         """Put the update into the ledger and have it pursued; returns once it is done or under way. `secrets`
         are those that came with the request. Raises InvalidInput where it cannot be planned, and Refusal."""
-        kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
-        self.ledger.put(update)
+        with self._keeping:
+            kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
+            self.ledger.put(update)
         try:
             await self._answered(self._ask(update.endpoint))
         finally:
@@ -85,14 +88,16 @@ class Desk:
         workspace = self.source.workspace()
         if not workspace.kept_secrets_path.exists():
             return
-        state = self.view.state(now=True)
-        used = [record.block for record in state.endpoints.values()]
-        used += [repr(one.spec) for one in state.instances.values()]
-        used += [repr(update.block) for update in self.ledger.updates().values()]
-        try:
-            kept_secrets.forget(workspace.kept_secrets_path, "\n".join(used))
-        except OSError as error:  # they are dropped another time
-            self.tell("secrets", f"those that nobody uses are still kept: {error}")
+        with self._keeping:
+            # The ledger first: what leaves it meanwhile is in the state by then.
+            used = [repr(update.block) for update in self.ledger.updates().values()]
+            state = self.view.state(now=True)
+            used += [record.block for record in state.endpoints.values()]
+            used += [repr(one.spec) for one in state.instances.values()]
+            try:
+                kept_secrets.forget(workspace.kept_secrets_path, "\n".join(used))
+            except OSError as error:  # they are dropped another time
+                self.tell("secrets", f"those that nobody uses are still kept: {error}")
 
     async def delete(self, name: str, by: str) -> None:
         """Have the endpoint deleted; returns once its name is free. Raises Refusal."""
