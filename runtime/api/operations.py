@@ -47,6 +47,7 @@ from servestate.runtime.wanted import nothing_of, sole_owner, wanted
 from servestate.runtime.wire import (
     INTERRUPTED,
     PREFIX,
+    FormError,
     Json,
     Recorder,
     diagnostics_to_json,
@@ -54,6 +55,7 @@ from servestate.runtime.wire import (
     error_to_json,
     lock_to_json,
     locked_to_json,
+    unpack,
 )
 from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 
@@ -109,9 +111,9 @@ class PlanOrder(Configuration):
 
 
 class ApplyOrder(_Form):
-    """Wanted: a plan that was made here carried out. `configuration` is compared with what it was made from,
-    where it is given. `settled` says that there is nothing to do, and asks only whether the router routes by
-    the table. `ci_url` is the page of the job that asks."""
+    """Wanted: a plan that was made here carried out; `plan` is packed, see `wire.pack`. `configuration` is
+    compared with what it was made from, where it is given. `settled` says that there is nothing to do, and
+    asks only whether the router routes by the table. `ci_url` is the page of the job that asks."""
 
     plan: str
     configuration: Configuration | None = None
@@ -277,12 +279,7 @@ def _made(desk: Desk, order: PlanOrder) -> Json:
 async def apply(desk: Desk, call: Call) -> Any:
     """POST /applies."""
     order = _form(ApplyOrder, call)
-    if not desk.ledger.knows_plan(_sha256(order.plan)):
-        raise invalid("this server has not made that plan, or too many others since: plan anew")
-    try:
-        wanted_plan = decode_plan(order.plan)
-    except FormatError as error:
-        raise invalid(str(error)) from error
+    wanted_plan = await _judged(desk, lambda: _known(desk, order.plan))
     if wanted_plan.blocked:
         raise invalid("the plan holds steps that are blocked")
     digest = await _judged(desk, lambda: _digest(desk, order, destroy=wanted_plan.destroy))
@@ -298,6 +295,17 @@ async def apply(desk: Desk, call: Call) -> Any:
         return ending_to_json(desk.hands.apply(wanted_plan, digest, owner, interrupt, patience_s, reporter))
 
     return {"operation": _OPERATIONS.begin(work).id}
+
+
+def _known(desk: Desk, packed: str) -> Plan:
+    """The plan, which must have been made here: nobody carries out what was never shown. Raises Refusal."""
+    try:
+        text = unpack(packed)
+        if not desk.ledger.knows_plan(_sha256(text)):
+            raise invalid("this server has not made that plan, or too many others since: plan anew")
+        return decode_plan(text)
+    except (FormError, FormatError) as error:
+        raise invalid(str(error)) from error
 
 
 def _digest(desk: Desk, order: ApplyOrder, *, destroy: bool) -> str | None:

@@ -21,6 +21,7 @@ from servestate.runtime.cli.show import read_plan, text_of
 from servestate.runtime.configuration import documents_of, has_configuration
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.wanted import wanted
+from servestate.runtime.wire import pack
 from servestate.runtime.workspace import Workspace, ci_url, owner_of_this_process
 
 if TYPE_CHECKING:
@@ -62,12 +63,17 @@ class There:
 
     def see_routed(self) -> None:
         """See `Here.see_routed`. Raises InvalidInput."""
-        self.server.apply({"plan": self.text, "settled": True}, self.plan, Reporter())
+        self.server.apply({"plan": pack(self.text), "settled": True}, self.plan, Reporter())
 
     def carry_out(self, verb: str, reporter: Reporter, lock_timeout_s: float) -> Stale | Finished:
         """See `Server.apply`."""
-        order = {"plan": self.text, "configuration": self.configuration, "ci_url": ci_url(os.environ)}
-        return self.server.apply({**order, "lock_timeout_s": lock_timeout_s}, self.plan, reporter)
+        order = {
+            "plan": pack(self.text),
+            "configuration": self.configuration,
+            "ci_url": ci_url(os.environ),
+            "lock_timeout_s": lock_timeout_s,
+        }
+        return self.server.apply(order, self.plan, reporter)
 
 
 def planned(arguments: argparse.Namespace, *, destroy: bool, patience_s: float = 0.0) -> Here | There:

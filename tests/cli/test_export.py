@@ -254,6 +254,7 @@ def test_import(site: Site) -> None:
     assert history.changed.through == "import"
 
 
+@pytest.mark.slow
 def test_import_asks(site: Site) -> None:
     site.configure(ONE)
     site.apply()
@@ -265,6 +266,7 @@ def test_import_asks(site: Site) -> None:
     assert site.state().endpoints["solo"].owner == API_OWNER
 
 
+@pytest.mark.slow
 def test_what_cannot_be_imported(site: Site) -> None:
     site.configure(ONE)
     site.apply()

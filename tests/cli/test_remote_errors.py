@@ -116,6 +116,7 @@ def test_somebody_else_there(site: Site, name: str, reply: bytes) -> None:
         check(site.run("plan", "--server", f"http://127.0.0.1:{port}"), site.folder, f"remote/{name}")
 
 
+@pytest.mark.slow
 def test_no_tls_there(site: Site) -> None:
     site.configure(ONE)
     with answering(_http("400 Bad Request", b"")) as port:

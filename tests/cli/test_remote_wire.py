@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from servestate.planner.address import EndpointAddress
 from servestate.planner.diagnostics import Diagnostic, InvalidInput, Severity, Where
 from servestate.planner.steps import Node, RewriteTable, Withdraw
+from servestate.runtime import wire
 from servestate.runtime.api.call import Refusal
 from servestate.runtime.api.operations import KEPT, Operation, Operations
 from servestate.runtime.apply import Finished, Stale
@@ -30,7 +32,9 @@ from servestate.runtime.wire import (
     ending_to_json,
     error_to_json,
     locked_to_json,
+    pack,
     replay,
+    unpack,
 )
 
 FOUND = (
@@ -107,6 +111,22 @@ def test_much_progress_of_one_step_is_told_now_and_then() -> None:
 def test_progress_of_another_version(event: Any) -> None:
     with pytest.raises(FormError):
         replay(event, {}, Heard())
+
+
+def test_plans() -> None:
+    text = '{"plan": "é"}\n' * 1000
+    assert unpack(pack(text)) == text
+    assert len(pack(text)) < 1000
+    for other in ("", "no plan", pack(text)[:40], "AAAA", base64.b64encode(text.encode()).decode()):
+        with pytest.raises(FormError):
+            unpack(other)
+
+
+def test_a_plan_that_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LARGEST_PLAN", 1000)
+    assert unpack(pack("x" * 1000)) == "x" * 1000
+    with pytest.raises(FormError, match="larger than 1000 bytes"):
+        unpack(pack("x" * 1001))
 
 
 def test_findings() -> None:
