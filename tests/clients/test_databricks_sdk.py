@@ -295,6 +295,7 @@ def test_first_config_that_fails(server: Server, w: WorkspaceClient) -> None:
 def test_update_that_is_cancelled(server: Server, w: WorkspaceClient) -> None:
     server.create(endpoint("undone", hosted("it", CHAT)))
     w.serving_endpoints.update_config("undone", served_entities=[local(GATED, "it")])
+    assert say(w, "undone") == ("one: hello", "it")
     w.api_client.do("POST", f"{PATH}/undone/cancel-update")
     with pytest.raises(OperationFailed):
         w.serving_endpoints.wait_get_serving_endpoint_not_updating("undone", timeout=SOON)

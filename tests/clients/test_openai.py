@@ -136,3 +136,13 @@ def test_limits_of_others(server: Server, outside: str, far: Upstream) -> None:
     with client_of(server, retries=2) as patient:
         answer = patient.chat.completions.create(model=outside, messages=asking("hello"))
     assert answer.choices[0].message.content == "far: hello"
+
+
+def test_limits_of_our_own(server: Server, outside: str) -> None:
+    limits = {"rate_limits": [{"calls": 1, "key": "endpoint", "renewal_period": "minute"}]}
+    ok(server.call("PUT", f"/{outside}/ai-gateway", limits))
+    with client_of(server) as hasty:
+        assert hasty.chat.completions.create(model=outside, messages=asking("hello")).choices
+        with pytest.raises(openai.RateLimitError) as limited:
+            hasty.chat.completions.create(model=outside, messages=asking("hello"))
+    assert 1 <= int(limited.value.response.headers["retry-after"]) <= 60

@@ -395,3 +395,5 @@ def test_bodies_have_a_bound(server: Server, far: Upstream) -> None:
     large = {"messages": [{"role": "user", "content": "a" * (5 << 20)}]}
     assert error_of(server.ask("/outside/invocations", large), 400) == "INVALID_PARAMETER_VALUE"
     assert server.ask("/chat/invocations", large).status_code == 200
+    larger = {"messages": [{"role": "user", "content": "a" * (17 << 20)}]}
+    assert error_of(server.ask("/chat/invocations", larger), 400) == "INVALID_PARAMETER_VALUE"

@@ -177,6 +177,18 @@ def test_no_request_fails_during_an_update(server: Server) -> None:
     assert content(ask(server, "steady")) == "two: hello"
 
 
+def test_what_did_not_change_is_not_restarted(server: Server) -> None:
+    server.create(endpoint("pair", hosted("stays", CHAT), hosted("goes", CHAT), stays=50, goes=50))
+    before = server.site.engines()
+    changed = endpoint("pair", hosted("stays", CHAT), hosted("goes", CHAT, "2"), stays=50, goes=50)
+    ok(server.call("PUT", "/pair/config", changed["config"]))
+    server.settled("pair")
+    after = server.site.engines()
+    assert after["pair/stays"] == before["pair/stays"]
+    assert content(ask(server, "pair/served-models/stays")) == "one: hello"
+    assert content(ask(server, "pair/served-models/goes")) == "two: hello"
+
+
 # Restarts.
 
 
