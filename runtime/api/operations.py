@@ -251,6 +251,8 @@ _OPERATIONS = Operations()
 async def plan(desk: Desk, call: Call) -> Any:
     """POST /plans."""
     order = _form(PlanOrder, call)
+    if not order.documents and not order.destroy:  # a bundle without endpoints would delete all that it owns
+        raise invalid("there are no documents to plan for")
     if order.wait_s > 0 and (lock := await _held(desk, order.wait_s)) is not None:
         return {"locked": lock_to_json(lock)}
     return await _judged(desk, lambda: _made(desk, order))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -271,3 +273,11 @@ def test_a_split_that_moves(server: Managed, tmp_path: Path) -> None:
     there(client, server, "apply", "--auto-approve").ok()
     assert engines.items() <= server.site.engines().items()
     assert [t.weight for t in server.site.state().endpoints["solo"].targets] == [90, 10]
+
+
+def test_no_documents_are_not_a_bundle_without_endpoints(reading: Managed) -> None:
+    request = urllib.request.Request(f"{reading.url}/api/servestate/v1/plans", b"{}")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    with refused.value as answer:
+        assert json.load(answer)["message"] == "there are no documents to plan for"
