@@ -107,6 +107,7 @@ def test_a_server_that_is_stopped(server: Managed, client: Site) -> None:
     apply = waiting(client, server)
     server.stop()
     assert "Traceback" not in server.process.seen
+    assert server.site.run("lock", "list").out == "no lock is held\n"
     apply.wait_for(f"{server.url} is out of reach; asking again for 30 s")
     apply.process.send_signal(signal.SIGINT)
     apply.wait_for("a second signal leaves it alone")
