@@ -8,3 +8,6 @@ API_OWNER = "api"
 
 API_VERB = "api"
 """What the API's writes are made through, see `Stamp.through`."""
+
+REPAIR_VERB = "repair"
+"""What the controller's writes are made through."""

@@ -161,7 +161,7 @@ def _vacate(
         targets = tuple(
             replace(t, instances=tuple(a for a in t.instances if a not in vacated)) for t in record.targets
         )
-        without = replace(record, targets=targets, config_version=wanted.config_version, history=None)
+        without = replace(record, targets=targets, history=None)
         publish = publish_without_id(wanted.name)
         yield Node(publish, PublishTable(without))
         needs = (publish,)

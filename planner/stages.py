@@ -19,6 +19,7 @@ from servestate.planner.steps import (
     Node,
     PublishTable,
     Pull,
+    RewriteTable,
     Stop,
     Withdraw,
 )
@@ -81,6 +82,8 @@ def routes_only(plan: Plan, state: State) -> Plan:
             if before is not None:
                 record = replace(record, targets=before.targets, config_version=before.config_version)
             nodes.append(Node(node.id, PublishTable(record)))
+        elif isinstance(node.step, RewriteTable):
+            nodes.append(node)
     return replace(plan, nodes=tuple(nodes))
 
 
@@ -90,12 +93,15 @@ def publishes(plan: Plan) -> bool:
 
 
 def retiring(plan: Plan, state: State) -> Plan:
-    """What the plan does to what serves nothing: it is ended and dropped. Nothing is launched and no route
-    moves."""
+    """What the plan does to what serves nothing: it is ended and dropped. Nothing is launched, and routes
+    move only as they are recorded."""
     routed = {a for record in state.endpoints.values() for t in record.targets for a in t.instances}
     kept: dict[str, Node] = {}
     for node in plan.nodes:
-        ends = isinstance(node.step, Drain | Stop | Forget) and node.step.address not in routed
+        # The table file may be behind what is recorded; nothing is drained before the router routes by it.
+        ends = isinstance(node.step, RewriteTable) or (
+            isinstance(node.step, Drain | Stop | Forget) and node.step.address not in routed
+        )
         if ends and kept.keys() >= set(node.needs):
             kept[node.id] = node
     return replace(plan, nodes=tuple(kept.values()))

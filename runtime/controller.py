@@ -30,6 +30,7 @@ from types import FrameType
 from servestate.planner.address import EntityAddress, parse_address
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.live import Live
+from servestate.planner.owners import REPAIR_VERB
 from servestate.planner.plan import Plan, settled_state
 from servestate.planner.recorded import ready_timeout_s
 from servestate.planner.repair import (
@@ -405,7 +406,9 @@ class Controller:
         )
         reporter = _Beats(self._beat, self._tell)
         try:
-            result = carry_out(reachable, repair.plan, None, owner_of_this_process("repair"), reporter, 0.0)
+            result = carry_out(
+                reachable, repair.plan, None, owner_of_this_process(REPAIR_VERB), reporter, 0.0
+            )
         except LockHeld as held:
             owner = held.lock.owner
             self._complain(

@@ -59,8 +59,10 @@ class Desk:
     # What is there.
 
     def record(self, name: str) -> EndpointRecord:
-        """The record of that endpoint. Raises Refusal 404."""
+        """The record of that endpoint. Raises Refusal: 404, or 503 where it is promised and not made yet."""
         record = self.view.state().endpoints.get(name)
+        if record is None and self.ledger.get(name) is not None:
+            raise unavailable(f"{name!r} is being made: another command holds the lock", 2)
         if record is None:
             raise no_endpoint(name)
         return record
@@ -197,7 +199,7 @@ class Desk:
         updates = self.ledger.updates()
         promised = {name for name, update in updates.items() if update.status is Status.IN_PROGRESS}
         state = self.view.state(now=True)
-        deleted = self.source.workspace().store.removed(API_VERB).keys() - state.endpoints.keys()
+        deleted = self.source.workspace().store.removed(API_VERB, own=True).keys() - state.endpoints.keys()
         left = goals.left_over(state, {*updates, *deleted})
         for name in sorted(promised | left):
             self._ask(name)

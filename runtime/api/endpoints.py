@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from servestate.planner.access import Caller, Level
+from servestate.planner.access import Caller, Level, Right
 from servestate.planner.engine_keys import SCOPE as ENGINE_SCOPE
 from servestate.planner.owners import API_OWNER
 from servestate.planner.spec.normal import normal_form
@@ -131,7 +131,7 @@ async def _create(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     block, secrets = _accepted(desk, {k: v for k, v in body.items() if k in ("name", "config", *_METADATA)})
     block = _owned(block, call.caller, desk)
     judged = goals.as_judged(goals.resolved(block, None, desk.source.site(), units=units))
-    _check_secrets(desk, body.get("config"))
+    _check_secrets(desk, call.caller, body.get("config"))
     if name in desk.view.state().endpoints or desk.ledger.get(name) is not None:
         raise exists(f"there is an endpoint {name!r} already")
     if "config" not in judged:
@@ -176,16 +176,25 @@ def _entities(config: Any) -> Iterator[dict[str, Any]]:
             yield from (one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
 
 
-def _check_secrets(desk: Desk, config: Any) -> None:
+def _check_secrets(desk: Desk, caller: Caller, config: Any) -> None:
     """Secrets that a request may refer to, and that are there: the router refuses a table that names one that
-    is not, and with it what everybody else wants."""
-    scopes = desk.source.site().access.secret_scopes
+    is not, and with it what everybody else wants.
+
+    Who names a secret and the URL that it is sent to has it. So without `secret_scopes` only those may who
+    can have any command run anyway, and a token is nobody's to send.
+    """
+    site = desk.source.site()
+    scopes, tokens = site.access.secret_scopes, {token.secret for token in site.access.tokens}
     secrets = desk.source.workspace().secrets
     for scope, key in set(_references(config)):
-        if scopes is not None and scope not in scopes:
-            raise invalid(f"the secret scope {scope[:60]!r} is not one that requests may refer to")
-        if scope == ENGINE_SCOPE:
-            raise invalid(f"the secret scope {scope!r} is reserved")
+        trusted = desk.keyring.open or caller.may(Right.APPLY)
+        if not (trusted if scopes is None else scope in scopes):
+            raise invalid(
+                f"the secret scope {scope[:60]!r} is not one that requests may refer to; "
+                "fix: add it to servestate.access.secret_scopes"
+            )
+        if scope == ENGINE_SCOPE or f"{{{{secrets/{scope}/{key}}}}}" in tokens:
+            raise invalid("that secret is servestate's own")
         try:
             secrets.get(scope, key)
         except PermanentError as error:
@@ -247,7 +256,7 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     block = {**goals.written_block(record), "config": config}
     _check_kind(record, config)
     judged = goals.resolved(block, record, desk.source.site(), units=units)
-    _check_secrets(desk, given)
+    _check_secrets(desk, call.caller, given)
     _check_idle(desk, name)
     wanted = {"name": name, "config": goals.as_judged(judged)["config"]}
     before = goals.config_digest(record)
@@ -299,6 +308,13 @@ async def cancel(desk: Desk, call: Call) -> Any:
         desk.record(name)
         raise conflict(f"no update of {name!r} is in progress")
     message = f"canceled by {call.caller.name}"
+    if name not in desk.view.state(now=True).endpoints:
+        # It was not made yet, since somebody holds the lock, and now it never will be.
+        reply = show(desk, name, call.caller)
+        if desk.ledger.end(update, None):
+            await desk.look_again(name)
+            return {**reply, "state": {"ready": "NOT_READY", "config_update": str(Status.CANCELED)}}
+        raise conflict(f"the update of {name!r} is over by now")
     if desk.ledger.end(update, update.ended(Status.CANCELED, message, {})):
         await desk.look_again(name)
     return show(desk, name, call.caller)

@@ -86,6 +86,11 @@ def written_block(record: EndpointRecord) -> dict[str, Any]:
     return written_form(json.loads(record.block), [target.entity for target in record.targets])
 
 
+def has_config(record: EndpointRecord, update: Update) -> bool:
+    """Whether the config that the update wants is the endpoint's, and answers."""
+    return bool(record.targets) and written_block(record).get("config") == update.config
+
+
 def config_digest(record: EndpointRecord | None) -> str:
     """What the config is known by, to notice that somebody has applied another; "" where there is none."""
     config = json.loads(record.block).get("config") if record is not None else None

@@ -170,6 +170,8 @@ class Keeper:
             self._refused(update, error)
         except _Superseded as error:
             self._end(update, Status.CANCELED, str(error), {})
+        except _Active:
+            self._active(update)
 
     def _take(self, update: Update) -> None:
         waited: set[str] = set()
@@ -179,9 +181,7 @@ class Keeper:
                 self._not_done(update, outcome, planned)
                 return
             if not publishes(planned.plan) or any(_activates(node, self.name) for node in now.nodes):
-                self._view.state(now=True)  # first: who finds no update must find its config
-                if self._ledger.end(update, None):
-                    self._answer()
+                self._active(update)
                 return
             self._answer()
             steps = waits(planned.plan, [node.id for node in now.nodes])
@@ -196,6 +196,12 @@ class Keeper:
                 self._not_ready(update, planned, failed)
                 return
             waited |= found.keys()
+
+    def _active(self, update: Update) -> None:
+        """The update is done."""
+        self._view.state(now=True)  # first: who finds no update must find its config
+        if self._ledger.end(update, None):
+            self._answer()
 
     def _stage(self, update: Update, waited: set[str]) -> tuple[Planned, Plan, Outcome]:
         def make() -> tuple[Planned, Plan]:
@@ -213,6 +219,8 @@ class Keeper:
         return goals.wanted(update, record, workspace.site)
 
     def _check_wanted(self, update: Update, record: EndpointRecord | None) -> None:
+        if record is not None and goals.has_config(record, update):
+            raise _Active  # the process before this one ended in the very moment
         if goals.config_digest(record) != update.before:
             owner = record.owner if record is not None else "somebody"
             raise _Superseded(f'another config was applied meanwhile: see bundle "{owner}"')
@@ -321,6 +329,10 @@ class Keeper:
             answers, self._errand.answers = self._errand.answers, []
         for answer in answers:
             answer.set_exception(error)
+
+
+class _Active(Exception):
+    """The config that the update wants is the endpoint's."""
 
 
 class _Superseded(Exception):

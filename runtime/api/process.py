@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -33,6 +35,8 @@ TOKENS_S = 0.5
 what the router takes to notice."""
 
 _BACKLOG = 512
+_LAST_ANSWERS_S = 15
+"""How long requests may take to be answered once the process was told to stop."""
 _NICENESS = 5
 """Below the router: many who poll must not slow down those who are served."""
 
@@ -61,11 +65,30 @@ def main(root: str) -> int:
     return 0
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to us: it would end the process with the one it got, before what is in flight has."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See `uvicorn.Server`."""
+        yield
+
+
 async def _serve(desk: Desk, workspace: Workspace) -> None:
     app = application(desk, AuditLog(workspace.audit_path))
     listening = _listen(workspace.api_path)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
-    server = uvicorn.Server(config)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
     desk.resume()
     tokens = asyncio.create_task(_watch_tokens(desk, workspace))
     try:

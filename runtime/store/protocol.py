@@ -105,8 +105,9 @@ class StateStore(Protocol):
     def journal(self, after_serial: int) -> list[JournalEntry]:
         """The history after a serial, oldest first."""
 
-    def removed(self, verb: str) -> dict[str, Stamp]:
-        """The endpoints that were last forgotten through that verb, by name."""
+    def removed(self, verb: str, *, own: bool = False) -> dict[str, Stamp]:
+        """The endpoints that were last forgotten through that verb: those that another had written, with
+        `own` also those that it had made alone."""
 
     def close(self) -> None:
         """Let go of the storage."""

@@ -21,6 +21,7 @@ from servestate.planner.codec import (
     encode_record,
 )
 from servestate.planner.diagnostics import Diagnostic
+from servestate.planner.owners import REPAIR_VERB
 from servestate.planner.stamp import Stamp
 from servestate.planner.state import FORMAT_VERSION, Event, State, apply_event, touched
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, LostLock, Owner, StoreError
@@ -141,13 +142,12 @@ class SqliteStore:
         with self._failing("read"):
             return self._ask(lambda connection: _journal(connection, after_serial))
 
-    def removed(self, verb: str) -> dict[str, Stamp]:
+    def removed(self, verb: str, *, own: bool = False) -> dict[str, Stamp]:
         """See `StateStore.removed`."""
         if not self._path.exists():
             return {}
         with self._failing("read"):
-            found = self._ask(_forgotten)
-        return {name: stamp for name, stamp in found.items() if stamp.through == verb}
+            return self._ask(lambda connection: _forgotten(connection, verb, own))
 
     def close(self) -> None:
         """See `StateStore.close`."""
@@ -324,15 +324,40 @@ def _journal(connection: sqlite3.Connection, after_serial: int) -> list[JournalE
     return [JournalEntry(*row) for row in rows]
 
 
-def _forgotten(connection: sqlite3.Connection) -> dict[str, Stamp]:
-    """Who forgot each endpoint last."""
+def _forgotten(connection: sqlite3.Connection, verb: str, own: bool) -> dict[str, Stamp]:
+    """Who forgot each endpoint last through that verb, see `StateStore.removed`."""
     if not _has_schema(connection):
         return {}
+    # Most sites have none: only then is the history of an endpoint read.
     rows = connection.execute(
-        "SELECT address, at, by FROM journal WHERE event = 'Forgotten' AND address NOT LIKE '%/%'"
-        " ORDER BY serial"
+        "SELECT DISTINCT address FROM journal WHERE event = 'Forgotten' AND address NOT LIKE '%/%'"
+        " AND by LIKE ?",
+        (f"% ({verb})",),
     )
-    return {name: Stamp(person, at, verb) for name, at, by in rows for person, verb in [_writer_in(by)]}
+    found = {str(address): _last_life(connection, str(address), verb, own) for (address,) in rows.fetchall()}
+    return {address: stamp for address, stamp in found.items() if stamp is not None}
+
+
+def _last_life(connection: sqlite3.Connection, address: str, verb: str, own: bool) -> Stamp | None:
+    """How the last endpoint of that name was forgotten, where that was through `verb`, and another verb had
+    written it or `own` are wanted: what one has made alone, it may take away without a word."""
+    rows = connection.execute(
+        "SELECT event, at, by FROM journal WHERE address = ? AND event IN ('Published', 'Forgotten')"
+        " ORDER BY serial DESC",
+        (address,),
+    )
+    last: Stamp | None = None
+    for event, at, by in rows:
+        person, through = _writer_in(by)
+        if last is None:
+            if event != "Forgotten" or through != verb:
+                return None
+            last = Stamp(person, at, through)
+        elif event == "Forgotten":
+            break
+        elif through not in (verb, REPAIR_VERB):
+            return last
+    return last if own else None
 
 
 def _writer_in(by: str) -> tuple[str, str]:

@@ -22,6 +22,8 @@ _FILTERS = (
     (re.compile(r"127\.0\.0\.1:\d{5}\b"), "127.0.0.1:PORT"),
     (re.compile(r"\bafter \d+s\b"), "after Ns"),
     (re.compile(r'("elapsed_seconds": )[\d.]+'), r"\1N"),
+    (re.compile(r'("at": )[\d.]+'), r"\1N"),
+    (re.compile(r'("by": )"[^"]+"'), r'\1"PERSON"'),
     (re.compile(r"\block [0-9a-f]{12}\b|(?<=lock break )[0-9a-f]{12}\b"), "lock LOCK"),
     (re.compile(r"\bpid \d+"), "pid PID"),
     (re.compile(r"\bby \S+@\S+ \("), "by PERSON@HOST ("),

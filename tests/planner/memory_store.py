@@ -75,7 +75,7 @@ class MemoryStore:
     def journal(self, after_serial: int) -> list[JournalEntry]:
         return [entry for entry in self.history if entry.serial > after_serial]
 
-    def removed(self, verb: str) -> dict[str, Stamp]:
+    def removed(self, verb: str, *, own: bool = False) -> dict[str, Stamp]:
         return {}
 
     def close(self) -> None:
