@@ -143,6 +143,7 @@ class Executor:
         self._waits: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._table_written = -1
+        self._adopting: dict[int, asyncio.Future[None]] = {}
         self._abandoned: set[str] = set()
 
     async def run(self, plan: Plan, live: Live) -> Outcome:
@@ -380,7 +381,16 @@ class Executor:
             write_table(self._world.table_path, build_table(self.state))
             self._table_written = self.state.table_serial
         reach(f"{point}.after_effect")
-        await self._world.router.adopted(self._table_written)
+        await self._adopted(self._table_written)
+
+    async def _adopted(self, version: int) -> None:
+        """Return once the router routes by that version. All who wait for the same one ask together: a router
+        that is asked by a thousand publishes at once has no time left to adopt anything."""
+        known = self._adopting.get(version)
+        if known is None:
+            known = asyncio.ensure_future(self._world.router.adopted(version))
+            self._adopting = {version: known}  # who waits for an older one holds that by itself
+        await asyncio.shield(known)
 
     async def _drain(self, node: Node, step: Drain) -> None:
         reach("drain.before_intent")

@@ -37,8 +37,6 @@ what the router takes to notice."""
 _BACKLOG = 512
 _LAST_ANSWERS_S = 15
 """How long requests may take to be answered once the process was told to stop."""
-_NICENESS = 5
-"""Below the router: many who poll must not slow down those who are served."""
 
 
 def tell(subject: str, text: str) -> None:
@@ -52,7 +50,6 @@ def main(root: str) -> int:
     order = decode_order(sys.stdin.buffer.read())
     if not dies_with(order.parent):
         return 0
-    os.nice(_NICENESS)
     workspace = open_workspace(Path(root), order.site)
     if isinstance(workspace.store, SqliteStore):
         workspace.store.remember()
