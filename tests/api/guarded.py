@@ -128,7 +128,8 @@ def guarded_site(folder: Path) -> Iterator[Guarded]:
         shared = {**endpoint(SHARED, external(ENTITY, far.url)), "permissions": GRANTS}
         hidden = endpoint(HIDDEN, external(ENTITY, far.url))
         blocks = tuple({**one, "lifecycle": {"prevent_destroy": True}} for one in (shared, hidden))
-        with serving(folder, blocks, access={"tokens": declared(REVOKED), "secret_scopes": ["demo"]}) as server:
+        access = {"tokens": declared(REVOKED), "secret_scopes": ["demo"]}
+        with serving(folder, blocks, access=access) as server:
             site = Guarded(server, far.url)
             site.make(OWN, MAKER)
             assert site.ask("GET", API, REVOKED).status == 200
