@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 
 import pytest
@@ -70,31 +70,35 @@ async def _wait(site: Site, step: Wait) -> str:
     return ""
 
 
-def staged(site: Site, desired: Resolved, rng: random.Random | None = None) -> Outcome | None:
-    """Apply in stages; the first outcome that is not complete, None once nothing is left. With `rng` every
-    stage is also walked through in some order that its edges allow."""
-    waited: dict[str, str] = {}
+def staged(
+    site: Site, desired: Resolved, rng: random.Random | None = None
+) -> Outcome | dict[str, str] | None:
+    """Apply in stages; what has failed, None once nothing is left. With `rng` every stage is also walked
+    through in some order that its edges allow."""
+    waited: set[str] = set()
     for _ in range(MOST):
         plan, unrecorded = site.plan(desired), any(settle(site.state, site.look()))
         if not plan.nodes and not unrecorded:
             return None
         now = shortened(at_once(plan, waited), dict.fromkeys(waited, 1.0))
         check_stage(plan, now, waited)
-        if not now.nodes and not unrecorded:
-            found = waits(plan)
-            assert found.keys() - waited.keys(), "nothing to do and nothing to wait for"
-            waited |= waited_for(site, found)
-            continue
-        if rng is not None:
-            assert Walk(now, site.state, site.look(), rng).run() == []
-        outcome = site.apply(now)
-        assert isinstance(outcome, Outcome), outcome
-        if not outcome.complete:
-            return outcome
+        if now.nodes or unrecorded:
+            if rng is not None:
+                assert Walk(now, site.state, site.look(), rng).run() == []
+            outcome = site.apply(now)
+            assert isinstance(outcome, Outcome), outcome
+            if not outcome.complete:
+                return outcome
+        steps = waits(plan, [node.id for node in now.nodes])
+        left = {id: step for id, step in steps.items() if id not in waited}
+        assert left or now.nodes or unrecorded, "nothing to do and nothing to wait for"
+        if failed := {id: why for id, why in waited_for(site, left).items() if why}:
+            return failed
+        waited |= left.keys()
     raise AssertionError(f"not done after {MOST} stages")
 
 
-def check_stage(plan: Plan, now: Plan, waited: Mapping[str, str]) -> None:
+def check_stage(plan: Plan, now: Plan, waited: Collection[str]) -> None:
     """What is done at once waits for nothing that nobody has seen the end of."""
     ids = {node.id for node in now.nodes}
     assert ids <= {node.id for node in plan.nodes}
