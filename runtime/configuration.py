@@ -58,6 +58,13 @@ def configuration_files(path: Path) -> list[Path]:
     return list(_yaml_files(path)) if path.is_dir() else [path]
 
 
+def included_files(path: Path) -> list[Path]:
+    """The files that those include. Raises InvalidInput."""
+    root = root_of(path)
+    documents = (_read(file, root) for file in configuration_files(path))
+    return [included for document in documents for included in _included(document, root)]
+
+
 def _documents(path: Path) -> Iterator[Document]:
     root = root_of(path)
     files = [path] if not path.is_dir() else list(_yaml_files(path))

@@ -22,6 +22,10 @@ from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.table_file import write_durably
 
 FORMAT_VERSION = 1
+OPEN_RIGHTS = frozenset({Right.VIEW, Right.QUERY, Right.MANAGE, Right.CREATE})
+"""Of everybody, where no tokens are declared. Not to apply: bundles name commands to run, and whoever has an
+account on this machine could then run any as the user who serves."""
+
 _LABEL = "access-tokens"
 """What the key is derived for: a key of its own for each purpose."""
 
@@ -53,7 +57,7 @@ class Keyring:
         everybody is the same caller, but for the token that came along, if any."""
         digest = self._digest(hashlib.sha256(token).hexdigest())
         if self.open:
-            return Caller(ANONYMOUS, rights=frozenset({Right.ADMIN}), token=digest if token else "")
+            return Caller(ANONYMOUS, rights=OPEN_RIGHTS, token=digest if token else "")
         entry = self.entries.get(digest)
         if entry is None or (entry.expires is not None and entry.expires <= now):
             return None

@@ -24,12 +24,14 @@ from starlette.responses import Response
 from servestate.planner.access import Caller, Level, Right, grants_in, level_of
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.version import VERSION
+from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api.audit import AuditLog
-from servestate.runtime.api.call import Call, Need, Refusal, Row, Text, denied, invalid
+from servestate.runtime.api.call import Call, Need, Refusal, Row, Text, denied, invalid, unavailable
 from servestate.runtime.api.desk import Desk, findings, no_endpoint
 from servestate.runtime.api.routes import BASE, ROWS
 from servestate.runtime.api.shapes import Error
 from servestate.runtime.api.wording import said
+from servestate.runtime.store.protocol import StoreError
 
 DEEPEST = 64
 """Levels of lists and objects in a body: well above any shape, and below what recursion can bear."""
@@ -112,6 +114,8 @@ def _endpoint(desk: Desk, row: Row, audit: AuditLog) -> Endpoint:
             refusal = error
         except InvalidInput as error:
             refusal = findings(error)
+        except (StoreError, TransientError, PermanentError) as error:
+            refusal = unavailable(said(str(error)), 2)
         except ClientDisconnect:
             refusal = invalid("the request broke off")
         except Exception:

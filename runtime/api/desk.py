@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,17 +22,20 @@ from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api import goals
 from servestate.runtime.api.call import Refusal, absent, exists, invalid, unavailable
 from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
-from servestate.runtime.api.keeper import Answer, Keeper, Tell
+from servestate.runtime.api.keeper import Answer, Keeper, Tell, first_failure
 from servestate.runtime.api.ledger import Ledger, Status, Update
 from servestate.runtime.api.site import SiteSource
 from servestate.runtime.api.view import View
 from servestate.runtime.api.wording import said
+from servestate.runtime.executor import Outcome
 from servestate.runtime.keyring import Keyring
 from servestate.runtime.store.protocol import StoreError
 from servestate.runtime.workspace import Workspace
 
 ANSWER_S = 10.0
 """How long a request waits to be answered with more than that it is under way."""
+
+_AGAIN_S = 5.0
 
 Edit = Callable[[dict[str, Any]], None]
 """Changes the block of an endpoint (CreateServingEndpoint, without its config) in place."""
@@ -51,6 +55,7 @@ class Desk:
     document: Callable[[], dict[str, Any]] = dict
     # Writes wait for the lock and for each other: they must not keep reads from their threads.
     writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "write"))
+    _reserved: set[str] = field(default_factory=set)
     _keepers: dict[str, Keeper] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     # From a secret's being kept until it is promised what for, nobody may find that it is for nothing.
@@ -61,7 +66,8 @@ class Desk:
     def record(self, name: str) -> EndpointRecord:
         """The record of that endpoint. Raises Refusal: 404, or 503 where it is promised and not made yet."""
         record = self.view.state().endpoints.get(name)
-        if record is None and self.ledger.get(name) is not None:
+        update = self.ledger.get(name)
+        if record is None and update is not None and update.status is Status.IN_PROGRESS:
             raise unavailable(f"{name!r} is being made: another command holds the lock", 2)
         if record is None:
             raise no_endpoint(name)
@@ -72,6 +78,21 @@ class Desk:
         return level_of(caller, grants_in(record.block) if record is not None else ())
 
     # Changing something.
+
+    @contextmanager
+    def reserved(self, name: str) -> Iterator[None]:
+        """Keep the name for one request that makes an endpoint. Raises Refusal 409 where it is taken: by an
+        endpoint, by one that is promised, or by another request. One that failed before it was made has
+        none."""
+        update = self.ledger.get(name)
+        promised = update is not None and update.status is Status.IN_PROGRESS
+        if promised or name in self._reserved or name in self.view.state().endpoints:
+            raise exists(f"there is an endpoint {name!r} already")
+        self._reserved.add(name)
+        try:
+            yield
+        finally:
+            self._reserved.discard(name)
 
     async def promise(self, update: Update, secrets: Mapping[str, str]) -> None:
         """Put the update into the ledger and have it pursued; returns once it is done or under way. `secrets`
@@ -125,7 +146,7 @@ class Desk:
             planned = self.hands.plan(goal, frozenset({name}))
             return planned, planned.plan
 
-        await self.run(lambda: self.hands.do(make, by, Interrupt(), ANSWER_S))
+        await self.run(lambda: _whole(self.hands.do(make, by, Interrupt(), ANSWER_S)))
         self.view.state(now=True)
 
     async def edit(self, name: str, change: Edit, by: str) -> None:
@@ -144,7 +165,7 @@ class Desk:
             planned = self.hands.plan(goal, frozenset({name}))
             return planned, routes_only(planned.plan, planned.state)
 
-        await self.run(lambda: self.hands.do(make, by, Interrupt(), ANSWER_S))
+        await self.run(lambda: _whole(self.hands.do(make, by, Interrupt(), ANSWER_S)))
         self.view.state(now=True)
 
     async def run(self, work: Callable[[], Any]) -> Any:
@@ -193,6 +214,12 @@ class Desk:
             with self._lock:
                 if self._keepers.get(keeper.name) is keeper:
                     del self._keepers[keeper.name]
+            update = self.ledger.get(keeper.name)
+            if update is not None and update.status is Status.IN_PROGRESS and not keeper.stopping:
+                # Not even its failure could be written. It is tried again until it can.
+                later = threading.Timer(_AGAIN_S, self._ask, (keeper.name,))
+                later.daemon = True
+                later.start()
 
     def resume(self) -> None:
         """Go on with what was promised before this process began, and clear away what one before has left."""
@@ -214,6 +241,13 @@ class Desk:
             threading.Event().wait(0.05)
         self.writers.shutdown(wait=True, cancel_futures=True)
         self.ledger.close()
+
+
+def _whole(done: tuple[Planned, Plan, Outcome]) -> None:
+    """Raises TransientError where not all of it was done: it may be tried again."""
+    _, _, outcome = done
+    if not outcome.complete:
+        raise TransientError(first_failure(outcome))
 
 
 def no_endpoint(name: str) -> Refusal:

@@ -22,7 +22,7 @@ from servestate.providers.kept_secrets import refers, taken_out
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import references
 from servestate.runtime.api import goals
-from servestate.runtime.api.call import Call, conflict, exists, invalid
+from servestate.runtime.api.call import Call, conflict, invalid
 from servestate.runtime.api.desk import Desk, no_endpoint
 from servestate.runtime.api.echo import detailed, listed
 from servestate.runtime.api.ledger import Status, Update
@@ -40,10 +40,14 @@ _METADATA = (
     "telemetry_config",
 )
 _CONFIG = ("served_entities", "served_models", "traffic_config", "auto_capture_config")
-_CODE = ("LD_", "GLIBC_", "GCONV_", "DYLD_", "PYTHON", "BASH_", "PERL", "RUBY", "NODE_", "JAVA_", "JDK_")
+_CODE = (
+    *("LD_", "GLIBC_", "GCONV_", "DYLD_", "PYTHON", "BASH_", "PERL", "RUBY", "NODE_", "JAVA_", "JDK_"),
+    *("CUDA_", "NVIDIA_", "OPENSSL_", "SSL_", "TRITON_", "TORCH", "LLVM_", "XLA_"),
+)
 """Variables beginning so decide which code a program runs. They are for whoever writes the site."""
-_OURS = ("SERVESTATE_", "PATH", "HF_ENDPOINT", "VLLM_PLUGINS")
+_OURS = ("SERVESTATE_", "PATH", "HF_ENDPOINT", "VLLM_PLUGINS", "VLLM_ALLOW")
 """The marks of instances, and names that decide where programs and weights come from."""
+_COMPILERS = frozenset({"CC", "CXX"})
 
 # Reading.
 
@@ -132,12 +136,11 @@ async def _create(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     block = _owned(block, call.caller, desk)
     judged = goals.as_judged(goals.resolved(block, None, desk.source.site(), units=units))
     _check_secrets(desk, call.caller, body.get("config"))
-    if name in desk.view.state().endpoints or desk.ledger.get(name) is not None:
-        raise exists(f"there is an endpoint {name!r} already")
-    if "config" not in judged:
-        await desk.make_bare(judged, call.caller.name)
-    else:
-        await desk.promise(Update(name, judged, "", time.time(), call.caller.name, units), secrets)
+    with desk.reserved(name):
+        if "config" not in judged:
+            await desk.make_bare(judged, call.caller.name)
+        else:
+            await desk.promise(Update(name, judged, "", time.time(), call.caller.name, units), secrets)
     return show(desk, name, call.caller)
 
 
@@ -162,7 +165,7 @@ def _check_entities(desk: Desk, config: Any) -> None:
                 raise invalid("entity_name must be a model of this site's catalogue, not a place")
         variables = entity.get("environment_vars")
         for variable in variables if isinstance(variables, dict) else ():
-            if variable.upper().startswith((*_CODE, *_OURS)):
+            if variable.upper().startswith((*_CODE, *_OURS)) or variable.upper() in _COMPILERS:
                 raise invalid(
                     f"environment_vars: {variable[:60]!r} can only be set in the site's configuration"
                 )
@@ -183,22 +186,22 @@ def _check_secrets(desk: Desk, caller: Caller, config: Any) -> None:
     Who names a secret and the URL that it is sent to has it. So without `secret_scopes` only those may who
     can have any command run anyway, and a token is nobody's to send.
     """
-    site = desk.source.site()
-    scopes, tokens = site.access.secret_scopes, {token.secret for token in site.access.tokens}
-    secrets = desk.source.workspace().secrets
+    scopes, secrets = desk.source.site().access.secret_scopes, desk.source.workspace().secrets
+    trusted = desk.keyring.open or caller.may(Right.APPLY)
     for scope, key in set(_references(config)):
-        trusted = desk.keyring.open or caller.may(Right.APPLY)
-        if not (trusted if scopes is None else scope in scopes):
+        # Two underscores part scope and key in the name of a variable: a key with them is another scope's.
+        if "__" in key or not (trusted if scopes is None else scope in scopes):
             raise invalid(
                 f"the secret scope {scope[:60]!r} is not one that requests may refer to; "
                 "fix: add it to servestate.access.secret_scopes"
             )
-        if scope == ENGINE_SCOPE or f"{{{{secrets/{scope}/{key}}}}}" in tokens:
-            raise invalid("that secret is servestate's own")
         try:
-            secrets.get(scope, key)
+            value = secrets.get(scope, key).reveal()
         except PermanentError as error:
             raise invalid(f"{error.what}; fix: {error.fix}") from None
+        # By value: several references can mean one secret.
+        if scope == ENGINE_SCOPE or (not desk.keyring.open and desk.keyring.find(value.encode(), 0.0)):
+            raise invalid("that secret is servestate's own")
 
 
 def _references(value: Any) -> Iterator[tuple[str, str]]:

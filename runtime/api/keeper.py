@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ PATIENCE_S = 3600.0
 """How long an update waits for the lock; an apply holds it while its models load."""
 
 _RETRY_S = 1.0
+_SHORT_TROUBLE = 3
+"""How often somebody may not answer before an update has failed for that."""
+
 _TRIES = 5
 """How often what is left over is tried to be cleared away; after that it is for the next apply."""
 
@@ -106,10 +110,19 @@ class Keeper:
                 continue
             except Busy:
                 self._tell(self.name, "waits: somebody else holds the lock")
-            except (StoreError, TransientError, PermanentError, InvalidInput) as error:
+            except (StoreError, TransientError) as error:
+                tries += 1
+                if tries >= _SHORT_TROUBLE:
+                    self._failed(str(error))
+                self._pause()
+            except (PermanentError, InvalidInput) as error:
                 tries += 1
                 self._failed(str(error))
                 self._pause()
+            except Exception:
+                traceback.print_exc()
+                self._failed("servestate has failed; its log says how")
+                break
         self._give_up(Interrupted())
 
     def _goes_home(self) -> bool:
@@ -150,7 +163,7 @@ class Keeper:
 
         _, _, outcome = self._hands.do(make, by, Interrupt(), PATIENCE_S)
         if not outcome.complete:
-            raise TransientError(_first_failure(outcome))
+            raise TransientError(first_failure(outcome))
         self._ledger.remove(self.name)
         with self._lock:
             self._errand.deleted_by = ""
@@ -219,9 +232,9 @@ class Keeper:
         return goals.wanted(update, record, workspace.site)
 
     def _check_wanted(self, update: Update, record: EndpointRecord | None) -> None:
-        if record is not None and goals.has_config(record, update):
-            raise _Active  # the process before this one ended in the very moment
         if goals.config_digest(record) != update.before:
+            if record is not None and goals.has_config(record, update):
+                raise _Active  # the process before this one ended in the very moment
             owner = record.owner if record is not None else "somebody"
             raise _Superseded(f'another config was applied meanwhile: see bundle "{owner}"')
 
@@ -307,7 +320,7 @@ class Keeper:
             if not outcome.complete:
                 if outcome.interrupted:
                     raise Interrupted
-                raise TransientError(_first_failure(outcome))
+                raise TransientError(first_failure(outcome))
             if not now.nodes:
                 waited |= wait_for(waits(plan), planned.workspace, self._interrupt).keys()
 
@@ -346,7 +359,8 @@ def _activates(node: Node, name: str) -> bool:
     )
 
 
-def _first_failure(outcome: Outcome) -> str:
+def first_failure(outcome: Outcome) -> str:
+    """Why not all of it was done."""
     if outcome.failed:
         return next(iter(outcome.failed.values()))
     return str(outcome.lost) if outcome.lost is not None else "interrupted"

@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from servestate.planner.diagnostics import Diagnostic
+from servestate.runtime.store.protocol import StoreError
 
 _PLANS_KEPT = 1000
 _SCHEMA = """
@@ -90,15 +94,26 @@ class Ledger:
         """All of them, by endpoint."""
         return dict(self._updates)
 
-    def put(self, update: Update) -> None:
-        """Keep it, in place of an older one of the same endpoint."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises StoreError where the file cannot be written; nothing was changed then."""
         with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                what = f"cannot write what was promised: {error}"
+                fix = "free some space, or look after the disk"
+                raise StoreError(Diagnostic("SS414", what, fix)) from error
+
+    def put(self, update: Update) -> None:
+        """Keep it, in place of an older one of the same endpoint. As all that writes, raises StoreError."""
+        with self._writing():
             self._write(update)
 
     def end(self, update: Update, ended: Update | None) -> bool:
         """Put `ended` in the place of `update`, or nothing where it is done; False, and nothing changes,
         where another one has taken its place by now."""
-        with self._lock:
+        with self._writing():
             if self._updates.get(update.endpoint) is not update:
                 return False
             if ended is None:
@@ -115,13 +130,13 @@ class Ledger:
 
     def remove(self, endpoint: str) -> None:
         """Forget the update of that endpoint: it is done, or its endpoint is gone."""
-        with self._lock:
+        with self._writing():
             self._connection.execute("DELETE FROM updates WHERE endpoint = ?", (endpoint,))
             self._updates.pop(endpoint, None)
 
     def add_plan(self, digest: str) -> None:
         """Remember that this plan was made here. The oldest of a thousand is forgotten."""
-        with self._lock:
+        with self._writing():
             self._connection.execute("INSERT OR IGNORE INTO plans (digest) VALUES (?)", (digest,))
             self._connection.execute(
                 "DELETE FROM plans WHERE number <= (SELECT max(number) FROM plans) - ?", (_PLANS_KEPT,)
@@ -129,7 +144,7 @@ class Ledger:
 
     def knows_plan(self, digest: str) -> bool:
         """Whether that plan was made here."""
-        with self._lock:
+        with self._writing():
             found = self._connection.execute("SELECT 1 FROM plans WHERE digest = ?", (digest,)).fetchone()
         return found is not None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.spec.site import Site
-from servestate.runtime.configuration import Options, configuration_files, load_configuration
+from servestate.runtime.configuration import Options, configuration_files, included_files, load_configuration
 from servestate.runtime.workspace import Workspace, open_workspace
 
 _KEPT = ("state", "router", "management")
@@ -26,6 +26,8 @@ class SiteSource:
         self._options = options
         self._tell = tell
         self._lock = threading.Lock()
+        self._included: list[Path] = []
+        self._included = self._find_included()
         self._stamp = self._look()
 
     def site(self) -> Site:
@@ -33,7 +35,8 @@ class SiteSource:
         with self._lock:
             stamp = self._look()
             if stamp != self._stamp:
-                self._stamp = stamp
+                self._included = self._find_included()
+                self._stamp = self._look()
                 self._read()
             return self._site
 
@@ -55,7 +58,16 @@ class SiteSource:
         if self._options is None:
             return None
         try:
-            files = configuration_files(self._options.path)
+            files = [*configuration_files(self._options.path), *self._included]
             return [(str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f in files if (s := os.stat(f))]
         except (OSError, InvalidInput):  # somebody is at it: it is read once it is back
             return None
+
+    def _find_included(self) -> list[Path]:
+        """Looked for anew whenever a file has changed: to include another one changes the one that does."""
+        if self._options is None:
+            return []
+        try:
+            return included_files(self._options.path)
+        except InvalidInput:
+            return self._included

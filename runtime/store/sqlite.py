@@ -328,36 +328,23 @@ def _forgotten(connection: sqlite3.Connection, verb: str, own: bool) -> dict[str
     """Who forgot each endpoint last through that verb, see `StateStore.removed`."""
     if not _has_schema(connection):
         return {}
-    # Most sites have none: only then is the history of an endpoint read.
     rows = connection.execute(
-        "SELECT DISTINCT address FROM journal WHERE event = 'Forgotten' AND address NOT LIKE '%/%'"
-        " AND by LIKE ?",
+        "SELECT address, event, at, by FROM journal WHERE event IN ('Published', 'Forgotten') AND address IN"
+        " (SELECT address FROM journal WHERE event = 'Forgotten' AND by LIKE ?) ORDER BY serial",
         (f"% ({verb})",),
     )
-    found = {str(address): _last_life(connection, str(address), verb, own) for (address,) in rows.fetchall()}
-    return {address: stamp for address, stamp in found.items() if stamp is not None}
-
-
-def _last_life(connection: sqlite3.Connection, address: str, verb: str, own: bool) -> Stamp | None:
-    """How the last endpoint of that name was forgotten, where that was through `verb`, and another verb had
-    written it or `own` are wanted: what one has made alone, it may take away without a word."""
-    rows = connection.execute(
-        "SELECT event, at, by FROM journal WHERE address = ? AND event IN ('Published', 'Forgotten')"
-        " ORDER BY serial DESC",
-        (address,),
-    )
-    last: Stamp | None = None
-    for event, at, by in rows:
+    found: dict[str, Stamp | None] = {}
+    others: set[str] = set()  # written by another verb in this life of the name
+    for address, event, at, by in rows:
         person, through = _writer_in(by)
-        if last is None:
-            if event != "Forgotten" or through != verb:
-                return None
-            last = Stamp(person, at, through)
-        elif event == "Forgotten":
-            break
+        found[address] = None
+        if event == "Forgotten":
+            if through == verb and (own or address in others):
+                found[address] = Stamp(person, at, through)
+            others.discard(address)
         elif through not in (verb, REPAIR_VERB):
-            return last
-    return last if own else None
+            others.add(address)
+    return {address: stamp for address, stamp in found.items() if stamp is not None and "/" not in address}
 
 
 def _writer_in(by: str) -> tuple[str, str]:

@@ -19,6 +19,9 @@ from servestate.planner.spec.site import Site as SiteBlock
 from servestate.runtime.workspace import open_workspace
 from tests.cli.harness import Conversation, Site, until
 
+TESTER = "tester"
+"""Whose token clients have, unless they are given another."""
+
 _MANAGING = re.compile(r"servestate: managing on (\S+)")
 
 
@@ -32,7 +35,7 @@ class Managed:
 
     def client(self, folder: Path, text: str | None = None, **env: str) -> Site:
         """Somebody elsewhere with that bundle, the site's own where none is given."""
-        made = Site(folder, env)
+        made = Site(folder, {"SERVESTATE_TOKEN": f"token-of-{TESTER}", **env})
         made.folder.mkdir(parents=True)
         written = text if text is not None else (self.site.folder / "endpoints.yaml").read_text()
         (made.folder / "endpoints.yaml").write_text(written)
@@ -47,7 +50,11 @@ class Managed:
 
 @contextmanager
 def managed(site: Site, *arguments: str) -> Iterator[Managed]:
-    """The configured site, served; the flags are those of `serve`."""
+    """The configured site, served; the flags are those of `serve`. Where it declares no tokens, it gets one
+    that may everything: nobody applies from elsewhere without."""
+    file = site.folder / "endpoints.yaml"
+    if "access" not in yaml.safe_load(file.read_text())["servestate"]:
+        site.write(with_site(file.read_text(), access=tokens({TESTER: ["admin"]})))
     process = site.watch("serve", *arguments)
     process.wait_for("servestate: routing on ")
     api = open_workspace(site.folder, SiteBlock()).api_path

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.clients.harness")
+pytest.register_assert_rewrite("tests.clients.harness", "tests.cli.harness")
 
 from tests.clients.harness import (  # noqa: E402  # after the line above, or asserts there would say nothing
     ADMIN,
