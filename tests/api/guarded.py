@@ -103,6 +103,7 @@ class Guarded:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the state, as an apply does while its models load."""
+        self.effects()  # what a deletion has left is cleared away under the same lock
         store = SqliteStore(self.server.site.database, is_gone)
         lock, _ = store.acquire(owner_of_this_process("apply"), time.time())
         try:

@@ -89,8 +89,8 @@ def calls(site: Guarded, examples: int) -> Found:
         operation = result.ok()
         if site.say("GET", f"/{STANDING}", None).status == 404:
             site.make(STANDING)
+            site.effects()  # so that nothing goes on any more
         known = {"name": STANDING, "id": site.id_of(STANDING), "entity": "far"}
-        site.effects()  # so that nothing is still being cleared away
         _fuzz(site, operation, known, examples, found)
     return found
 
@@ -132,7 +132,7 @@ def check_answer(case: schemathesis.Case, answer: schemathesis.Response) -> None
 
 
 def test_calls_from_the_document(fuzzed: Guarded) -> None:
-    check_calls(fuzzed, 8)
+    check_calls(fuzzed, 6)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tests.api.guarded import Guarded
 from tests.cli.harness import until
 from tests.clients.harness import endpoint
 
-ROUNDS = 12
+ROUNDS = 8
 
 
 def keyed(site: Guarded, value: str) -> dict[str, Any]:
