@@ -22,6 +22,8 @@ from tests.cli.harness import Conversation, Site, until
 TESTER = "tester"
 """Whose token clients have, unless they are given another."""
 
+AUTHORIZATION = {"Authorization": f"Bearer token-of-{TESTER}"}
+
 _MANAGING = re.compile(r"servestate: managing on (\S+)")
 
 
@@ -55,6 +57,7 @@ def managed(site: Site, *arguments: str) -> Iterator[Managed]:
     file = site.folder / "endpoints.yaml"
     if "access" not in yaml.safe_load(file.read_text())["servestate"]:
         site.write(with_site(file.read_text(), access=tokens({TESTER: ["admin"]})))
+        site.env["SERVESTATE_TOKEN"] = f"token-of-{TESTER}"
     process = site.watch("serve", *arguments)
     process.wait_for("servestate: routing on ")
     api = open_workspace(site.folder, SiteBlock()).api_path

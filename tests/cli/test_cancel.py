@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.harness import Site, echo, until
-from tests.cli.managed import managed, only_endpoints, tokens, with_site
+from tests.cli.managed import AUTHORIZATION, managed, only_endpoints, tokens, with_site
 from tests.cli.snapshots import check
 
 ANY = "127.0.0.1:0"
@@ -20,7 +20,7 @@ BASE = "/api/2.0/serving-endpoints"
 def ask(url: str, body: Any = None) -> Any:
     """What the API answers; a body is posted."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=20) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, data, AUTHORIZATION), timeout=20) as answer:
         return json.load(answer)
 
 

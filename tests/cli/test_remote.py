@@ -18,7 +18,7 @@ from servestate.runtime.store.protocol import Owner
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import is_gone, owner_of_this_process
 from tests.cli.harness import ONE, Result, Site, local, remote
-from tests.cli.managed import Managed, managed, only_endpoints, tokens, with_site
+from tests.cli.managed import AUTHORIZATION, Managed, managed, only_endpoints, tokens, with_site
 from tests.cli.snapshots import filtered, in_order
 
 ANY = "127.0.0.1:0"
@@ -184,7 +184,9 @@ def test_who_may_and_who_did(site: Site, tmp_path: Path) -> None:
             refused = there(client, server, verb, SERVESTATE_TOKEN=token)
             assert (refused.code, refused.out) == (1, "")
             assert refused.err.startswith(why.format(server.url))
-        there(client, server, "apply", "--auto-approve", DATABRICKS_TOKEN="token-of-ana").ok()
+        there(
+            client, server, "apply", "--auto-approve", SERVESTATE_TOKEN="", DATABRICKS_TOKEN="token-of-ana"
+        ).ok()
     history = site.state().endpoints["solo"].history
     assert history is not None
     assert (history.created.by, history.created.through) == ("ana", "apply")
@@ -276,7 +278,7 @@ def test_a_split_that_moves(server: Managed, tmp_path: Path) -> None:
 
 
 def test_no_documents_are_not_a_bundle_without_endpoints(reading: Managed) -> None:
-    request = urllib.request.Request(f"{reading.url}/api/servestate/v1/plans", b"{}")
+    request = urllib.request.Request(f"{reading.url}/api/servestate/v1/plans", b"{}", AUTHORIZATION)
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=20)
     with refused.value as answer:
