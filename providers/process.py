@@ -49,7 +49,7 @@ from servestate.providers.protocol import (
     Starting,
 )
 from servestate.providers.rundir import Folder, Run, RunDir
-from servestate.providers.secrets import Mask, Secrets, fill, references
+from servestate.providers.secrets import Mask, Recorded, Secrets, fill, references
 
 LOG_LINES_IN_FAILURE = 20
 LOG_LINES_SEARCHED = 400
@@ -82,6 +82,11 @@ class ProcessProvider:
         self._environ = os.environ if environ is None else environ
         self._gpus = gpus
         self._mask = Mask()
+        self._recorded: Recorded = dict
+
+    def consult(self, recorded: Recorded) -> None:
+        """See `Redactor.consult`."""
+        self._recorded = recorded
 
     async def observe(self, lineage: str) -> list[Observation]:
         """See `Provider.observe`. Everything of ours is found by its marks, records or not."""
@@ -275,9 +280,19 @@ class ProcessProvider:
                     folder.mark_ended()
 
     async def logs(self, handle: str, tail: int) -> str:
-        """See `Provider.logs`. Values of secrets that this provider has filled in are masked."""
+        """See `Provider.logs`. Values of the secrets that the engine was given are masked, whoever launched
+        it; where one cannot be had any more, nothing is shown."""
         run = self._find(handle)
-        return "" if run is None else self._mask.hide("\n".join(self._log(self._folder(run.worn), run, tail)))
+        if run is None:
+            return ""
+        spec = self._recorded().get(run.worn.marks.address)
+        try:
+            if isinstance(spec, LaunchSpec):
+                self._secret_values(spec)
+                self._key(spec, run.worn.marks)
+        except PermanentError as error:
+            return f"its log is not shown: {error.what} here, so it cannot be masked"
+        return self._mask.hide("\n".join(self._log(self._folder(run.worn), run, tail)))
 
     async def hosts(self, lineage: str) -> list[Host]:
         """See `Surveyor.hosts`. This machine, which can always start processes."""

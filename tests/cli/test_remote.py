@@ -258,7 +258,7 @@ def test_another_bundle_leaves_these_endpoints_alone(server: Managed, tmp_path: 
     assert sorted(server.site.state().endpoints) == ["elsewhere", "mine", "solo", "yours"]
     there(other, server, "destroy", "--auto-approve").ok()
     assert sorted(server.site.state().endpoints) == ["elsewhere", "solo"]
-    gone = Site(tmp_path / "gone")
+    gone = Site(tmp_path / "gone", other.env)
     gone.folder.mkdir()
     there(gone, server, "destroy", "--auto-approve").ok()
     assert not server.site.state().endpoints

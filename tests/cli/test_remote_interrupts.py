@@ -95,7 +95,7 @@ def test_a_client_that_is_killed_changes_nothing(server: Managed, client: Site) 
 def test_called_off_while_it_waits_for_the_lock(server: Managed, client: Site) -> None:
     first = waiting(client, server)
     second = client.watch("apply", "--auto-approve", "--lock-timeout=60", "--server", server.url)
-    second.wait_for("waiting up to 60 s for the lock of anonymous@")
+    second.wait_for("waiting up to 60 s for the lock of tester@")
     second.process.send_signal(signal.SIGINT)
     assert second.end() == 130
     (server.site.folder / "gate").touch()
