@@ -214,8 +214,6 @@ def _answer(value: Any, id: str) -> Response:
 
 def _refused(refusal: Refusal, id: str) -> Response:
     headers = {"x-request-id": id}
-    if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
     if refusal.retry_after:
         headers["retry-after"] = str(min(max(refusal.retry_after, 1), 120))
     body = {"error_code": refusal.code, "message": said(refusal.message), **refusal.more}

@@ -33,7 +33,6 @@ TO_CLIENT: dict[bytes, bytes] = {
         b"x-ratelimit-remaining-tokens",
         b"x-ratelimit-reset-requests",
         b"x-ratelimit-reset-tokens",
-        b"WWW-Authenticate",
     )
 }
 """Lower-case name -> the spelling sent to clients."""

@@ -161,10 +161,12 @@ class Relay:
     def _begin(self, head: AnswerHead, length: int | None) -> bytes:
         """The head of the answer."""
         self._begun = True
-        retry = b"Retry-After: %d\r\n" % head.retry_after if head.retry_after else b""
+        more = b"Retry-After: %d\r\n" % head.retry_after if head.retry_after else b""
+        if head.status == 401:
+            more += b"WWW-Authenticate: Bearer\r\n"
         status = STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
         framing = self._framing(head, length)
-        return b"%b%b%bx-request-id: %b%b\r\n\r\n" % (status, head.fields, retry, self._request_id, framing)
+        return b"%b%b%bx-request-id: %b%b\r\n\r\n" % (status, head.fields, more, self._request_id, framing)
 
     def _framing(self, head: AnswerHead, length: int | None) -> bytes:
         close = b"" if self._client.keep_alive else b"\r\nConnection: close"
