@@ -200,7 +200,10 @@ class Server:
         try:
             after = 0
             while True:
-                page = await self._insist(client, "GET", f"{path}?after={after}", reporter.notice)
+                try:
+                    page = await self._insist(client, "GET", f"{path}?after={after}", reporter.notice)
+                except Refused as error:  # it was started anew meanwhile, and stopped what it was doing
+                    raise InvalidInput([self._lost(error)]) from error
                 for event in page["events"]:
                     replay(event, nodes, reporter)
                 after += len(page["events"])
@@ -289,7 +292,7 @@ class Server:
         return Diagnostic("SS612", what, "look at what servestate serve says there, then try again")
 
     def _lost(self, error: InvalidInput) -> Diagnostic:
-        what = f"{self.name} has been out of reach for {LOST_S:g} s; what it was doing goes on without us"
+        what = f"{self.name} is out of reach, or was started anew; what it was doing is not watched any more"
         fix = f"see how far it is: servestate status --server {self.name}"
         return Diagnostic("SS617", what, fix, detail="\n".join(one.what for one in error.diagnostics))
 

@@ -30,12 +30,14 @@ from servestate.runtime.api.wording import said
 from servestate.runtime.executor import Outcome
 from servestate.runtime.keyring import Keyring
 from servestate.runtime.store.protocol import StoreError
-from servestate.runtime.workspace import Workspace
+from servestate.runtime.workspace import Workspace, owner_of_this_process
 
 ANSWER_S = 10.0
 """How long a request waits to be answered with more than that it is under way."""
 
 _AGAIN_S = 5.0
+
+_BRIEF_S = 0.5
 
 Edit = Callable[[dict[str, Any]], None]
 """Changes the block of an endpoint (CreateServingEndpoint, without its config) in place."""
@@ -55,6 +57,7 @@ class Desk:
     document: Callable[[], dict[str, Any]] = dict
     # Writes wait for the lock and for each other: they must not keep reads from their threads.
     writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16, "write"))
+    _me: str = field(default_factory=lambda: owner_of_this_process(API_VERB).process)
     _reserved: set[str] = field(default_factory=set)
     _keepers: dict[str, Keeper] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,7 +104,10 @@ class Desk:
             kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
             self.ledger.put(update)
         try:
-            await self._answered(self._ask(update.endpoint))
+            # Whoever else holds the lock may do so for as long as a model loads.
+            held = await self.run(lambda: self.source.workspace().store.held())
+            elsewhere = held is not None and held.owner.process != self._me
+            await self._answered(self._ask(update.endpoint), _BRIEF_S if elsewhere else ANSWER_S)
         finally:
             if secrets:
                 await self.run(self.forget_secrets)
@@ -178,10 +184,10 @@ class Desk:
         except (StoreError, TransientError, PermanentError) as error:
             raise unavailable(said(str(error)), 2) from error
 
-    async def _answered(self, answer: Answer) -> bool:
+    async def _answered(self, answer: Answer, patience_s: float = ANSWER_S) -> bool:
         """Wait for an answer; False where it takes too long."""
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(patience_s):
                 await asyncio.shield(asyncio.wrap_future(answer))
         except TimeoutError:
             return False

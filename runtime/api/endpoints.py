@@ -42,12 +42,12 @@ _METADATA = (
 _CONFIG = ("served_entities", "served_models", "traffic_config", "auto_capture_config")
 _CODE = (
     *("LD_", "GLIBC_", "GCONV_", "DYLD_", "PYTHON", "BASH_", "PERL", "RUBY", "NODE_", "JAVA_", "JDK_"),
-    *("CUDA_", "NVIDIA_", "OPENSSL_", "SSL_", "TRITON_", "TORCH", "LLVM_", "XLA_"),
+    *("CUDA_", "NVIDIA_", "NCCL_", "NVTX_", "OPENSSL_", "SSL_", "TRITON_", "TORCH", "LLVM_", "XLA_"),
 )
 """Variables beginning so decide which code a program runs. They are for whoever writes the site."""
-_OURS = ("SERVESTATE_", "PATH", "HF_ENDPOINT", "VLLM_PLUGINS", "VLLM_ALLOW")
+_OURS = ("SERVESTATE_", "PATH", "HF_ENDPOINT", "HF_HOME", "XDG_", "VLLM_PLUGINS", "VLLM_ALLOW", "VLLM_SERVER")
 """The marks of instances, and names that decide where programs and weights come from."""
-_COMPILERS = frozenset({"CC", "CXX"})
+_WHOLE = frozenset({"CC", "CXX", "HOME", "TMPDIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"})
 
 # Reading.
 
@@ -63,7 +63,9 @@ async def list_all(desk: Desk, call: Call) -> Any:
     records = [r for r in _records(state, updates) if desk.level(call.caller, r) >= Level.CAN_VIEW]
     records.sort(key=lambda r: r.name)
     page, token = _page(records, call.query)
-    found = [listed(endpoint_id(state, r), r, state, updates.get(r.name), supervised) for r in page]
+    found = [
+        listed(endpoint_id(state, r), r, state, _standing(updates.get(r.name), r), supervised) for r in page
+    ]
     return {"endpoints": found} | ({"next_page_token": token} if token else {})
 
 
@@ -109,8 +111,16 @@ def show(desk: Desk, name: str, caller: Caller) -> dict[str, Any]:
         record = _promised(update)
     if record is None:
         raise no_endpoint(name)
+    update = _standing(update, record)
     level = desk.level(caller, record)
     return detailed(endpoint_id(state, record), record, state, update, desk.view.supervised(), level)
+
+
+def _standing(update: Update | None, record: EndpointRecord) -> Update | None:
+    """The update, as long as it says something of the config that there is: one that has ended says nothing
+    once another config was applied."""
+    ended = update is not None and update.status is not Status.IN_PROGRESS
+    return None if update is not None and ended and goals.config_digest(record) != update.before else update
 
 
 # Making.
@@ -165,7 +175,7 @@ def _check_entities(desk: Desk, config: Any) -> None:
                 raise invalid("entity_name must be a model of this site's catalogue, not a place")
         variables = entity.get("environment_vars")
         for variable in variables if isinstance(variables, dict) else ():
-            if variable.upper().startswith((*_CODE, *_OURS)) or variable.upper() in _COMPILERS:
+            if variable.upper().startswith((*_CODE, *_OURS)) or variable.upper() in _WHOLE:
                 raise invalid(
                     f"environment_vars: {variable[:60]!r} can only be set in the site's configuration"
                 )
@@ -311,7 +321,10 @@ async def cancel(desk: Desk, call: Call) -> Any:
         desk.record(name)
         raise conflict(f"no update of {name!r} is in progress")
     message = f"canceled by {call.caller.name}"
-    if name not in desk.view.state(now=True).endpoints:
+    record = desk.view.state(now=True).endpoints.get(name)
+    if record is not None and goals.has_config(record, update):
+        raise conflict(f"the update of {name!r} is done: its config is active")
+    if record is None:
         # It was not made yet, since somebody holds the lock, and now it never will be.
         reply = show(desk, name, call.caller)
         if desk.ledger.end(update, None):

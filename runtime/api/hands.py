@@ -52,11 +52,10 @@ class Interrupt:
 
     def set(self) -> None:
         """Ask for an end."""
-        with self._lock:
+        with self._lock:  # also while it is called: its loop is closed once nobody is to be told any more
             self._set = True
-            stop = self._stop
-        if stop is not None:
-            stop()
+            if self._stop is not None:
+                self._stop()
 
     def clear(self) -> None:
         """Start afresh."""
@@ -67,9 +66,8 @@ class Interrupt:
         """What to call from now on; it is called at once where an end was asked for already."""
         with self._lock:
             self._stop = stop
-            late = self._set and stop is not None
-        if late and stop is not None:
-            stop()
+            if self._set and stop is not None:
+                stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +125,15 @@ class Hands:
         while True:
             if interrupt.is_set:
                 raise Interrupted
-            with self._lock:
+            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise Busy
+            try:
                 planned, now = make()
                 if not now.nodes and not any(settle(planned.state, planned.live)):
                     return planned, now, Outcome()
                 done = self._once(planned, now, by, interrupt, reporter or Reporter())
+            finally:
+                self._lock.release()
             if done is not None:
                 return planned, now, done.outcome
             _await_lock(planned.workspace.store, interrupt, deadline)

@@ -18,6 +18,7 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.owners import API_OWNER
 from servestate.planner.plan import Plan
 from servestate.planner.resolve import Resolved
+from servestate.planner.rollout import ready_id
 from servestate.planner.stages import (
     at_once,
     forgotten_first,
@@ -27,7 +28,7 @@ from servestate.planner.stages import (
     waits,
 )
 from servestate.planner.state import EndpointRecord, State
-from servestate.planner.steps import Node
+from servestate.planner.steps import Launch, Node
 from servestate.providers.protocol import PermanentError, TransientError
 from servestate.runtime.api import goals
 from servestate.runtime.api.hands import Busy, Hands, Interrupt, Interrupted, Planned
@@ -123,7 +124,8 @@ class Keeper:
                 traceback.print_exc()
                 self._failed("servestate has failed; its log says how")
                 break
-        self._give_up(Interrupted())
+        why = Interrupted() if self.stopping else TransientError("it cannot be done: see what serve says")
+        self._give_up(why, over=True)
 
     def _goes_home(self) -> bool:
         with self._lock:
@@ -161,10 +163,12 @@ class Keeper:
             planned = self._hands.plan(self._gone, self._scope, destroy=True)
             return planned, forgotten_first(planned.plan)
 
+        given_up = self._ledger.get(self.name)
         _, _, outcome = self._hands.do(make, by, Interrupt(), PATIENCE_S)
         if not outcome.complete:
             raise TransientError(first_failure(outcome))
-        self._ledger.remove(self.name)
+        if given_up is not None:  # and not one of whoever has made the name anew by now
+            self._ledger.end(given_up, None)
         with self._lock:
             self._errand.deleted_by = ""
         self._answer()
@@ -219,6 +223,10 @@ class Keeper:
     def _stage(self, update: Update, waited: set[str]) -> tuple[Planned, Plan, Outcome]:
         def make() -> tuple[Planned, Plan]:
             planned = self._hands.plan(lambda s, w: self._wanted(update, s, w), self._scope)
+            # What died after it was ready is launched anew, and waited for anew.
+            waited.difference_update(
+                ready_id(n.step.address) for n in planned.plan.nodes if isinstance(n.step, Launch)
+            )
             now = at_once(planned.plan, waited)
             if self.name not in planned.state.endpoints and len(now.nodes) < len(planned.plan.nodes):
                 return self._claim(update)
@@ -291,7 +299,7 @@ class Keeper:
             self._end(update, Status.FAILED, why, {})
         else:
             self._tell(self.name, why)
-            self._give_up(TransientError(why))
+            self._give_up(TransientError(why), over=False)
 
     # What serves nothing.
 
@@ -336,9 +344,9 @@ class Keeper:
         for answer in answers:
             answer.set_result(None)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception, *, over: bool) -> None:
         with self._lock:
-            self._over = isinstance(error, Interrupted)
+            self._over = over
             answers, self._errand.answers = self._errand.answers, []
         for answer in answers:
             answer.set_exception(error)

@@ -128,12 +128,6 @@ class Ledger:
         self._connection.execute("INSERT OR REPLACE INTO updates VALUES (?, ?)", row)
         self._updates[update.endpoint] = update
 
-    def remove(self, endpoint: str) -> None:
-        """Forget the update of that endpoint: it is done, or its endpoint is gone."""
-        with self._writing():
-            self._connection.execute("DELETE FROM updates WHERE endpoint = ?", (endpoint,))
-            self._updates.pop(endpoint, None)
-
     def add_plan(self, digest: str) -> None:
         """Remember that this plan was made here. The oldest of a thousand is forgotten."""
         with self._writing():

@@ -113,20 +113,22 @@ def _listen(path: Path) -> socket.socket:
 async def _watch_tokens(desk: Desk, workspace: Workspace) -> None:
     """Keep the keyring, and its file for the router, as the configuration says."""
     known: Access = desk.source.site().access
+    complaint = ""
     while True:
         await asyncio.sleep(TOKENS_S)
         site = await asyncio.to_thread(desk.source.site)
         if site.access == known:
             continue
-        known = site.access
         try:
             keyring = keyring_of(site.access, workspace.secrets)
             if keyring.open and not desk.keyring.open:
                 raise PermanentError("SS618", "all tokens are gone", "restart servestate serve to do without")
             write_keyring(workspace.keyring_path, keyring)
-        except (PermanentError, OSError) as error:
-            tell("tokens", f"the ones before still count: {error}")
+        except (PermanentError, OSError) as error:  # tried again until it can be done
+            if complaint != (complaint := str(error)):
+                tell("tokens", f"the ones before still count: {error}")
             continue
+        known, complaint = site.access, ""
         desk.keyring = keyring
         tell("tokens", f"{len(keyring.entries)} are known now")
 

@@ -149,8 +149,7 @@ def test_of_many_who_end_it_one_does(path: Path) -> None:
 def test_what_is_removed_stays_away(path: Path) -> None:
     ledger = Ledger(path)
     ledger.put(UPDATE)
-    ledger.remove("chat")
-    ledger.remove("nobody")
+    assert ledger.end(UPDATE, None)
     ledger = reopened(ledger, path)
     assert ledger.updates() == {}
     ledger.close()
