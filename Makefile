@@ -26,13 +26,13 @@ TORCH := torch==2.13.0
 demo: $(VENV)/.demo.stamp
 	$(BIN)/python examples/quickstart/demo.py
 
-# In two halves at once, for two cores: those that run a servestate with its API use ports of their own.
-SERVED := tests/clients tests/api
+# In two halves at once, for two cores. Those that run the command line are one: some have ports in common.
+COMMANDS := tests/cli tests/seams tests/clients tests/api
 test: check
-	@$(BIN)/python -m pytest -m "not slow" $(SERVED) &> $(VENV)/served.log & served=$$!; \
-	trap "kill $$served 2> /dev/null" EXIT; \
-	$(BIN)/python -m pytest -m "not slow" $(SERVED:%=--ignore=%); rest=$$?; \
-	wait $$served; served=$$?; cat $(VENV)/served.log; exit $$((rest ? rest : served))
+	@$(BIN)/python -m pytest -m "not slow" $(COMMANDS) &> $(VENV)/commands.log & commands=$$!; \
+	trap "kill $$commands 2> /dev/null" EXIT; \
+	$(BIN)/python -m pytest -m "not slow" $(COMMANDS:%=--ignore=%); rest=$$?; \
+	wait $$commands; commands=$$?; cat $(VENV)/commands.log; exit $$((rest ? rest : commands))
 
 test-slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -m slow
