@@ -188,6 +188,7 @@ class Keeper:
         except _Superseded as error:
             self._end(update, Status.CANCELED, str(error), {})
         except _Active:
+            self._catch_up()
             self._active(update)
 
     def _take(self, update: Update) -> None:
@@ -245,6 +246,16 @@ class Keeper:
                 raise _Active  # the process before this one ended in the very moment
             owner = record.owner if record is not None else "somebody"
             raise _Superseded(f'another config was applied meanwhile: see bundle "{owner}"')
+
+    def _catch_up(self) -> None:
+        """See that the router routes as is recorded: who died between the two has left the table behind."""
+
+        def make() -> tuple[Planned, Plan]:
+            planned = self._hands.plan(self._recorded, self._scope)
+            return planned, at_once(retiring(planned.plan, planned.state))
+
+        _, _, outcome = self._hands.do(make, API_OWNER, self._interrupt, PATIENCE_S)
+        _check_done(outcome)
 
     def _claim(self, update: Update) -> tuple[Planned, Plan]:
         """The endpoint without its config: it has name and owner before anything is started for it."""
@@ -325,10 +336,7 @@ class Keeper:
             plan = found[-1]
             if not plan.nodes:
                 return True
-            if not outcome.complete:
-                if outcome.interrupted:
-                    raise Interrupted
-                raise TransientError(first_failure(outcome))
+            _check_done(outcome)
             if not now.nodes:
                 waited |= wait_for(waits(plan), planned.workspace, self._interrupt).keys()
 
@@ -365,6 +373,14 @@ def _activates(node: Node, name: str) -> bool:
     return (
         record is not None and record.name == name and node.id == f"publish:{name}" and bool(record.targets)
     )
+
+
+def _check_done(outcome: Outcome) -> None:
+    """Raises Interrupted or TransientError where not all of it was done."""
+    if outcome.interrupted:
+        raise Interrupted
+    if not outcome.complete:
+        raise TransientError(first_failure(outcome))
 
 
 def first_failure(outcome: Outcome) -> str:
