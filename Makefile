@@ -27,7 +27,7 @@ demo: $(VENV)/.demo.stamp
 	$(BIN)/python examples/quickstart/demo.py
 
 # In two halves at once, for two cores. Those that run the command line are one: some have ports in common.
-COMMANDS := tests/cli tests/seams tests/clients tests/api
+COMMANDS := tests/cli tests/seams tests/api
 test: check
 	@$(BIN)/python -m pytest -m "not slow" $(COMMANDS) &> $(VENV)/commands.log & commands=$$!; \
 	trap "kill $$commands 2> /dev/null" EXIT; \
