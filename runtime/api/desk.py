@@ -104,10 +104,11 @@ class Desk:
             kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
             self.ledger.put(update)
         try:
+            answer = self._ask(update.endpoint)  # before anything can fail: what is promised is pursued
             # Whoever else holds the lock may do so for as long as a model loads.
             held = await self.run(lambda: self.source.workspace().store.held())
             elsewhere = held is not None and held.owner.process != self._me
-            await self._answered(self._ask(update.endpoint), _BRIEF_S if elsewhere else ANSWER_S)
+            await self._answered(answer, _BRIEF_S if elsewhere else ANSWER_S)
         finally:
             if secrets:
                 await self.run(self.forget_secrets)
