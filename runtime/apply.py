@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +17,7 @@ from servestate.planner.stale import moved, relies_on_hosts
 from servestate.planner.state import State
 from servestate.planner.surroundings import Surroundings
 from servestate.providers.protocol import PermanentError
+from servestate.runtime import signals
 from servestate.runtime.executor import Executor, Outcome, World
 from servestate.runtime.refresh import refresh
 from servestate.runtime.reporter import Reporter
@@ -195,7 +195,7 @@ async def _run_until_signal(executor: Executor, plan: Plan, live: Live, reporter
         else:
             run.cancel()
 
-    with _signals(on_signal):
+    with signals.handled(on_signal):
         try:
             outcome = await run
         except asyncio.CancelledError:
@@ -204,19 +204,6 @@ async def _run_until_signal(executor: Executor, plan: Plan, live: Live, reporter
             outcome = executor.outcome
             outcome.interrupted = True
     return Finished(outcome, got[0] if got else 0)
-
-
-@contextmanager
-def _signals(handler: Callable[[int], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, handler, int(number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 @asynccontextmanager

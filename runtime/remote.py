@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -21,6 +20,7 @@ from servestate.planner.plan import Plan
 from servestate.planner.spec.access_rules import is_loopback
 from servestate.planner.steps import Node
 from servestate.planner.version import VERSION
+from servestate.runtime import signals
 from servestate.runtime.apply import Finished, Stale
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.store.protocol import LockHeld
@@ -176,7 +176,7 @@ class Server:
 
         async with self._client(ANSWER_S) as client:
             run = asyncio.ensure_future(self._watched(client, order, nodes, reporter, called_off))
-            with _signals(on_signal):
+            with signals.handled(on_signal):
                 try:
                     ending = await run
                 except asyncio.CancelledError:
@@ -361,16 +361,3 @@ def _tls_trouble(error: BaseException) -> str:
             return cause.reason or str(cause)
         cause = cause.__cause__ or cause.__context__
     return ""
-
-
-@contextmanager
-def _signals(handler: Callable[[int], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, handler, int(number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
