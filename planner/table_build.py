@@ -8,7 +8,7 @@ from servestate.planner.access import grants_in
 from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import ExternalSpec, Spec
 from servestate.planner.state import EndpointRecord, Instance, State, Target
-from servestate.planner.table import Backend, CallLimit, Credential, EndpointRoutes, EntityRoute, RoutingTable
+from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, Limit, RoutingTable
 
 
 def build_table(state: State) -> RoutingTable:
@@ -25,14 +25,14 @@ def _endpoint(record: EndpointRecord, state: State) -> EndpointRoutes:
     return EndpointRoutes(record.name, record.config_version, entities, grants, limits)
 
 
-def limits_in(block: str) -> tuple[CallLimit, ...]:
+def limits_in(block: str) -> tuple[Limit, ...]:
     """The limits of calls in an endpoint's block, canonical JSON of its normal form, in either spelling."""
     if '"rate_limits"' not in block:  # most have none, and parsing costs
         return ()
     found = json.loads(block)
     written = (found.get("ai_gateway", {}).get("rate_limits", {}), found.get("rate_limits", {}))
     limits = [limit for spelling in written for limit in spelling.values() if "calls" in limit]
-    return tuple(CallLimit(x.get("key", "endpoint"), x.get("principal", ""), x["calls"]) for x in limits)
+    return tuple(Limit(x.get("key", "endpoint"), x.get("principal", ""), x["calls"]) for x in limits)
 
 
 def _entity(target: Target, record: EndpointRecord, state: State) -> EntityRoute:

@@ -17,12 +17,22 @@ from servestate.planner.access import Grant, Kind, Level
 from servestate.planner.revision import canonical_json, digest
 from servestate.planner.table import (
     LIMIT_KEYS,
+    PAYLOAD_FORMATS,
+    PII_BEHAVIORS,
+    REPLICA_POLICIES,
+    SPLITS,
+    STICKY_SOURCES,
     Backend,
-    CallLimit,
     Credential,
     EndpointRoutes,
     EntityRoute,
+    Guard,
+    Limit,
+    Mirror,
+    Payloads,
     RoutingTable,
+    Sticky,
+    Traffic,
 )
 
 FORMAT_VERSION = 1
@@ -31,6 +41,8 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _PRINTABLE = re.compile(r"[!-~]+")
 _KEY = re.compile(r"[!-~]*")
+_PATH = re.compile(r"(/[!-~]*)?")
+_TABLE = re.compile(r"[A-Za-z0-9_.\-]{1,400}")
 _URL = re.compile(r"https?://[A-Za-z0-9.\-:\[\]]+(/[!-~]*)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\t -~]*")
@@ -124,6 +136,24 @@ class _Fields:
             raise ValueError(f"{self.where}.{key}: {value!r} does not match {pattern.pattern}")
         return value
 
+    def one_of(self, key: str, known: tuple[str, ...]) -> str:
+        value = self.take(key, str)
+        if value not in known:
+            raise ValueError(f"{self.where}.{key}: {value!r} is none of {', '.join(map(repr, known))}")
+        return value
+
+    def whole(self, key: str, least: int, most: int = 1 << 53) -> int:
+        value = self.take(key, int)
+        if not least <= value <= most:
+            raise ValueError(f"{self.where}.{key}: {value} is not within {least}..{most}")
+        return value
+
+    def number(self, key: str, least: float, most: float) -> float:
+        value = self._left.pop(key, None)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{self.where}.{key}: expected a number within {least}..{most}")
+        return float(value)
+
     def has(self, key: str) -> bool:
         return key in self._left
 
@@ -154,8 +184,16 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
     name = fields.text("name", _NAME)
     config_version = fields.take("config_version", int)
     entities = fields.each("entities", _entity)
-    grants = fields.each("grants", _grant) if fields.has("grants") else ()  # older tables have neither
+    # Older tables have none of the following.
+    grants = fields.each("grants", _grant) if fields.has("grants") else ()
     limits = fields.each("limits", _limit) if fields.has("limits") else ()
+    traffic = _within(fields, "traffic", _traffic) or Traffic()
+    guard_input, guard_output = (
+        _within(fields, "guard_input", _guard),
+        _within(fields, "guard_output", _guard),
+    )
+    usage = fields.take("usage", bool) if fields.has("usage") else False
+    payloads = _within(fields, "payloads", _payloads)
     fields.done()
     where = f"endpoint {name!r}"
     if not entities:
@@ -164,7 +202,80 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
     total = sum(entity.weight for entity in entities)
     if total != 100:
         raise ValueError(f"{where}: weights add up to {total}, not 100")
-    return EndpointRoutes(name, config_version, entities, grants, limits)
+    if traffic.mirror is not None and traffic.mirror.entity not in {entity.name for entity in entities}:
+        raise ValueError(f"{where}: the mirror {traffic.mirror.entity!r} is none of its entities")
+    return EndpointRoutes(
+        name,
+        config_version,
+        entities,
+        grants,
+        limits,
+        traffic,
+        guard_input,
+        guard_output,
+        usage,
+        payloads,
+    )
+
+
+def _within(fields: _Fields, key: str, read: Callable[[_Fields], T]) -> T | None:
+    """The object under `key`; None where there is none, or null."""
+    value = fields.optional(key)
+    return None if value is None else read(_Fields(value, f"{fields.where}.{key}"))
+
+
+def _traffic(fields: _Fields) -> Traffic:
+    traffic = Traffic(
+        split=fields.one_of("split", SPLITS),
+        sticky=_within(fields, "sticky", _sticky),
+        replicas=fields.one_of("replicas", REPLICA_POLICIES),
+        fallback=fields.take("fallback", bool),
+        after_send=fields.take("after_send", bool),
+        deadline_s=fields.number("deadline_s", 0, 86_400),
+        stall_s=fields.number("stall_s", 0, 86_400),
+        concurrency=fields.whole("concurrency", 0),
+        shadow=fields.take("shadow", bool),
+        named_by_header=fields.take("named_by_header", bool),
+        mirror=_within(fields, "mirror", _mirror),
+    )
+    fields.done()
+    if (traffic.split == "sticky") != (traffic.sticky is not None):
+        raise ValueError(f"{fields.where}: split and sticky contradict each other")
+    return traffic
+
+
+def _sticky(fields: _Fields) -> Sticky:
+    source = fields.one_of("source", STICKY_SOURCES)
+    sticky = Sticky(source, fields.text("name", _HEADER_VALUE), fields.take("salt", str))
+    fields.done()
+    return sticky
+
+
+def _mirror(fields: _Fields) -> Mirror:
+    entity = fields.text("entity", _NAME)
+    mirror = Mirror(entity, fields.whole("percent", 1, 100), fields.whole("max_inflight", 1))
+    fields.done()
+    return mirror
+
+
+def _guard(fields: _Fields) -> Guard:
+    keywords = fields.take("keywords", list)
+    if not all(isinstance(keyword, str) and keyword for keyword in keywords):
+        raise ValueError(f"{fields.where}.keywords: expected texts that are not empty")
+    guard = Guard(tuple(keywords), fields.one_of("pii", PII_BEHAVIORS))
+    fields.done()
+    return guard
+
+
+def _payloads(fields: _Fields) -> Payloads:
+    payloads = Payloads(
+        table=fields.text("table", _TABLE),
+        format=fields.one_of("format", PAYLOAD_FORMATS),
+        percent=fields.whole("percent", 0, 100),
+        max_body_bytes=fields.whole("max_body_bytes", 0),
+    )
+    fields.done()
+    return payloads
 
 
 def _grant(fields: _Fields) -> Grant:
@@ -173,10 +284,12 @@ def _grant(fields: _Fields) -> Grant:
     return Grant(Level(level), Kind(kind), name)
 
 
-def _limit(fields: _Fields) -> CallLimit:
-    limit = CallLimit(fields.take("key", str), fields.take("principal", str), fields.take("calls", int))
+def _limit(fields: _Fields) -> Limit:
+    key, principal = fields.one_of("key", LIMIT_KEYS), fields.take("principal", str)
+    tokens = fields.whole("tokens", 0) if fields.has("tokens") else 0  # older tables have none
+    limit = Limit(key, principal, fields.whole("calls", 0), tokens)
     fields.done()
-    if limit.key not in LIMIT_KEYS or limit.calls <= 0:
+    if not (limit.calls or limit.tokens):
         raise ValueError(f"{fields.where}: {limit} limits nothing")
     return limit
 
@@ -198,8 +311,10 @@ def _entity(fields: _Fields) -> EntityRoute:
 
 def _backend(fields: _Fields) -> Backend:
     replica, url = fields.text("replica", _PRINTABLE), fields.text("url", _URL)
-    key = fields.text("key", _KEY) if fields.has("key") else ""  # older tables have none
-    backend = Backend(replica, url, key)
+    # Older tables have neither.
+    key = fields.text("key", _KEY) if fields.has("key") else ""
+    health = fields.text("health", _PATH) if fields.has("health") else ""
+    backend = Backend(replica, url, key, health)
     fields.done()
     return backend
 

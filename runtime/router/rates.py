@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from math import ceil
 
 from servestate.planner.access import Caller, Kind
-from servestate.planner.table import CallLimit
+from servestate.planner.table import Limit
 
 SPAN_S = 60.0
 DISTINCT_CALLERS = 10_000
@@ -106,9 +106,9 @@ class CallRates:
 
     __slots__ = ("_counted", "_named", "refused")
 
-    def __init__(self, limits: Iterable[CallLimit], before: CallRates | None = None) -> None:
+    def __init__(self, limits: Iterable[Limit], before: CallRates | None = None) -> None:
         known = before._counted if before is not None else {}
-        self._counted: dict[CallLimit, _Together | _Each] = {
+        self._counted: dict[Limit, _Together | _Each] = {
             limit: known.get(limit) or (_Each if _is_default(limit) else _Together)(limit.calls)
             for limit in limits
         }
@@ -141,7 +141,7 @@ class CallRates:
                 yield counted
 
 
-def _is_default(limit: CallLimit) -> bool:
+def _is_default(limit: Limit) -> bool:
     return limit.key == "user" and not limit.principal
 
 

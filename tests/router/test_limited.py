@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from servestate.planner.table import CallLimit, RoutingTable
+from servestate.planner.table import Limit, RoutingTable
 from servestate.runtime.router.rates import CallRates
 from tests.router import rig
 from tests.router.rig import CHAT, Rig, ask, bearer, request, serving
 from tests.router.upstreams import Upstream, entity, table
 
 INVOKE = "/serving-endpoints/chat-ep/invocations"
-EVERYBODY = CallLimit("endpoint", "", 5)
-EACH = CallLimit("user", "", 2)
+EVERYBODY = Limit("endpoint", "", 5)
+EACH = Limit("user", "", 2)
 
 
-def limited(url: str, *limits: CallLimit, **more: object) -> RoutingTable:
+def limited(url: str, *limits: Limit, **more: object) -> RoutingTable:
     return table(entity("a", 50, url), entity("b", 50, url), limits=limits, **more)  # type: ignore[arg-type]
 
 

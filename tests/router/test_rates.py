@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servestate.planner.access import Caller, Kind
-from servestate.planner.table import CallLimit
+from servestate.planner.table import Limit
 from servestate.runtime.router import rates
 from servestate.runtime.router.rates import CallRates, Window
 
@@ -17,12 +17,12 @@ ANN, BOB = Caller("ann"), Caller("bob", groups=frozenset({"ops", "all"}))
 ROBOT = Caller("ann", Kind.SERVICE_PRINCIPAL)
 
 
-def endpoint(calls: int) -> CallLimit:
-    return CallLimit("endpoint", "", calls)
+def endpoint(calls: int) -> Limit:
+    return Limit("endpoint", "", calls)
 
 
-def each(calls: int) -> CallLimit:
-    return CallLimit("user", "", calls)
+def each(calls: int) -> Limit:
+    return Limit("user", "", calls)
 
 
 @given(
@@ -75,7 +75,7 @@ def test_every_user_has_a_minute_of_its_own() -> None:
 
 
 def test_a_limit_with_a_name_stands_in_place_of_the_default() -> None:
-    limits = [each(1), CallLimit("user", "ann", 3), CallLimit("service_principal", "bob", 2)]
+    limits = [each(1), Limit("user", "ann", 3), Limit("service_principal", "bob", 2)]
     limited = CallRates(limits)
     assert [limited.admit(ANN, 0.0) for _ in range(4)] == [0, 0, 0, 60]
     assert [limited.admit(ROBOT, 0.0) for _ in range(2)] == [0, 60], "the robot ann is not the user ann"
@@ -84,7 +84,7 @@ def test_a_limit_with_a_name_stands_in_place_of_the_default() -> None:
 
 
 def test_a_group_shares_its_limit_and_others_have_none() -> None:
-    limited = CallRates([CallLimit("user_group", "ops", 2)])
+    limited = CallRates([Limit("user_group", "ops", 2)])
     eve = Caller("eve", groups=frozenset({"ops"}))
     assert [limited.admit(who, 0.0) for who in (BOB, eve, BOB, eve)] == [0, 0, 60, 60]
     assert [limited.admit(ANN, 0.0) for _ in range(9)] == [0] * 9
