@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from servestate.runtime.router.egress import GLOBAL_ONLY, Egress
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -60,3 +62,6 @@ class Limits:
     table_poll_s: float = 0.05
 
     client_sockets: int = 4096
+
+    egress: Egress = GLOBAL_ONLY
+    """Where connections to external entities may go beyond global addresses."""

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
+from servestate.runtime.router import egress
 from servestate.runtime.router.heads import AnswerHead, BadAnswer
 from servestate.runtime.router.http1 import AnswerReader
 from servestate.runtime.router.limits import Limits
@@ -107,18 +108,24 @@ class Origin:
 
 
 class TcpOrigin(Origin):
-    """One scheme, host and port."""
+    """One scheme, host and port. `external`: written by the operator, so only where `Limits.egress` lets it
+    go; the engines of this place come from its own providers."""
 
-    __slots__ = ("_host", "_port", "_tls")
+    __slots__ = ("_external", "_host", "_port", "_tls")
 
-    def __init__(self, host: str, port: int, tls: bool, limits: Limits) -> None:
+    def __init__(self, host: str, port: int, tls: bool, limits: Limits, *, external: bool = False) -> None:
         super().__init__(limits)
+        self._external = external
         self._host = host
         self._port = port
         self._tls = tls
 
     async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
         tls = _tls_context() if self._tls else None
+        if self._external:
+            policy = self.limits.egress
+            await egress.connect(loop, lambda: connection, self._host, self._port, tls, policy)
+            return
         await loop.create_connection(lambda: connection, self._host, self._port, ssl=tls)
 
 
