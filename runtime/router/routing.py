@@ -13,13 +13,13 @@ from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
-from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable
+from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable, Sticky
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
 from servestate.runtime.router.counters import Counters
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.pick import Split
+from servestate.runtime.router.pick import Split, split_of
 from servestate.runtime.router.rates import CallRates
 from servestate.runtime.router.upstream import Origin, TcpOrigin
 
@@ -123,7 +123,8 @@ class LiveTable:
     models: bytes
 
 
-Weights = tuple[tuple[str, int], ...]
+Shares = tuple[str, Sticky | None, tuple[tuple[str, int], ...]]
+"""What a split is made of: it runs on for as long as none of this changes."""
 
 
 class Registry:
@@ -133,7 +134,7 @@ class Registry:
         self._limits = limits
         self._secrets = secrets
         self._created = created
-        self._splits: dict[str, tuple[Weights, Split]] = {}
+        self._splits: dict[str, tuple[Shares, Split]] = {}
         self._counters: dict[tuple[str, str], Counters] = {}
         self._rates: dict[str, CallRates] = {}
         self.origins: dict[str, Origin] = {}
@@ -170,11 +171,12 @@ class Registry:
         self._counters = {key: counters for key, counters in self._counters.items() if key in names}
 
     def _endpoint(self, routes: EndpointRoutes) -> LiveEndpoint:
-        weights = tuple((entity.name, entity.weight) for entity in routes.entities)
-        known, split = self._splits.get(routes.name, ((), None))
-        if split is None or known != weights:
-            split = Split([weight for _, weight in weights])
-        self._splits[routes.name] = weights, split
+        names, weights = [e.name for e in routes.entities], [e.weight for e in routes.entities]
+        shares = routes.traffic.split, routes.traffic.sticky, tuple(zip(names, weights, strict=True))
+        known, split = self._splits.get(routes.name, (None, None))
+        if split is None or known != shares:
+            split = split_of(routes.traffic, weights, names)
+        self._splits[routes.name] = shares, split
         entities = tuple(self._entity(routes, entity) for entity in routes.entities)
         return LiveEndpoint(routes, entities, split, self._limited(routes), self._created)
 
