@@ -19,8 +19,9 @@ from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
 from servestate.runtime.router.counters import Counters
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.memory import Memory
 from servestate.runtime.router.pick import Split, split_of
-from servestate.runtime.router.rates import CallRates
+from servestate.runtime.router.rates import Rates
 from servestate.runtime.router.upstream import Origin, TcpOrigin
 
 _SENDABLE = re.compile(r"[\t -~]*")
@@ -93,7 +94,7 @@ class LiveEndpoint:
         routes: EndpointRoutes,
         entities: tuple[LiveEntity, ...],
         split: Split,
-        rates: CallRates | None,
+        rates: Rates | None,
         created: int,
     ) -> None:
         self.name = routes.name
@@ -130,13 +131,15 @@ Shares = tuple[str, Sticky | None, tuple[tuple[str, int], ...]]
 class Registry:
     """What outlives a table. `admit` builds the next one; it changes nothing unless it succeeds."""
 
-    def __init__(self, limits: Limits, secrets: Secrets, created: int) -> None:
+    def __init__(self, limits: Limits, secrets: Secrets, created: int, memory: Memory | None = None) -> None:
+        """`memory` is what the workers of this router share; without it this is the only one."""
+        self._memory = memory or Memory.private()
         self._limits = limits
         self._secrets = secrets
         self._created = created
         self._splits: dict[str, tuple[Shares, Split]] = {}
         self._counters: dict[tuple[str, str], Counters] = {}
-        self._rates: dict[str, CallRates] = {}
+        self._rates: dict[str, Rates] = {}
         self.origins: dict[str, Origin] = {}
         self.gauges: dict[str, Gauge] = {}
 
@@ -180,11 +183,13 @@ class Registry:
         entities = tuple(self._entity(routes, entity) for entity in routes.entities)
         return LiveEndpoint(routes, entities, split, self._limited(routes), self._created)
 
-    def _limited(self, routes: EndpointRoutes) -> CallRates | None:
+    def _limited(self, routes: EndpointRoutes) -> Rates | None:
         before = self._rates.pop(routes.name, None)
         if not routes.limits:
             return None
-        rates = self._rates[routes.name] = CallRates(routes.limits, before)
+        rates = self._rates[routes.name] = Rates(
+            routes.name, routes.limits, 0, routes.traffic.shadow, self._memory, before
+        )
         return rates
 
     def _entity(self, routes: EndpointRoutes, entity: EntityRoute) -> LiveEntity:
@@ -215,7 +220,7 @@ class Registry:
         self, entity: EntityRoute, backend: Backend, fields: bytes, answer_fields: bytes
     ) -> LiveBackend:
         url = urlsplit(backend.url)
-        origin = self._origin(url)
+        origin = self._origin(url, external=entity.fixed_path)
         gauge = self.gauges.setdefault(backend.replica, Gauge())
         if backend.key:
             key = fill(backend.key, self._secrets).reveal()
@@ -224,14 +229,14 @@ class Registry:
         where = f"x-servestate-replica: {backend.replica}\r\n".encode("ascii")
         return LiveBackend(backend.replica, origin, gauge, heads, answer_fields + where)
 
-    def _origin(self, url: SplitResult) -> Origin:
+    def _origin(self, url: SplitResult, *, external: bool) -> Origin:
         tls = url.scheme == "https"
         port = url.port or (443 if tls else 80)
         if not url.hostname:
             raise ValueError(f"the URL {url.geturl()!r} has no host")
-        key = f"{url.scheme}://{url.hostname}:{port}"
+        key = f"{'external ' if external else ''}{url.scheme}://{url.hostname}:{port}"
         if key not in self.origins:
-            self.origins[key] = TcpOrigin(url.hostname, port, tls, self._limits)
+            self.origins[key] = TcpOrigin(url.hostname, port, tls, self._limits, external=external)
         return self.origins[key]
 
 
