@@ -51,7 +51,7 @@ def _problems(token: AccessToken) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def beyond_this_machine(site: Site, endpoints: Sequence[Endpoint], report: Report) -> None:
     """Whoever reaches a listener without tokens may do everything; and tokens cross the network in the clear
-    unless something in front ends TLS."""
+    unless the listener, or something in front of it, ends TLS."""
     for name in ("router", "management"):
         listener = getattr(site, name)
         if not listener.host or is_loopback(listener.host):
@@ -60,8 +60,8 @@ def beyond_this_machine(site: Site, endpoints: Sequence[Endpoint], report: Repor
         if not site.access.tokens:
             fix = "listen on 127.0.0.1, or declare tokens under servestate.access.tokens"
             report.error("SS198", f"{what} and no access tokens are declared", fix, name, "listen")
-        elif not listener.plaintext:
-            fix = "put a proxy that ends TLS in front and set plaintext: true, or listen on 127.0.0.1"
+        elif listener.tls is None and not listener.plaintext:
+            fix = "add tls: {cert, key}; or put a proxy that ends TLS in front and set plaintext: true"
             report.error("SS198", f"{what} where tokens would be readable by others", fix, name, "listen")
 
 

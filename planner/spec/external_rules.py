@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.external import CONFIG_OF, ExternalModel
+from servestate.planner.spec.internal import host_of, is_never_reached
 from servestate.planner.spec.report import Report
 
 SECRET_REFERENCE = re.compile(r"\{\{secrets/[^/{}\s]+/[^/{}\s]+\}\}\Z")
@@ -124,6 +125,25 @@ def sendable(endpoint: Endpoint, report: Report) -> None:
                     "SS117", what, "write http(s)://HOST[:PORT][/PATH], without a password", *at, field, name
                 )
         _headers(model, report, (*at, field))
+
+
+def reachable(endpoint: Endpoint, report: Report) -> None:
+    """No URL leads to where clouds keep the credentials of their machines."""
+    for model, at in externals(endpoint):
+        for name, url in urls_of(model):
+            if is_never_reached(host_of(url)):
+                what = f"{name} is a link-local address, which is never reached"
+                report.error(
+                    "SS129", what, "name the host of the model", *at, CONFIG_OF[model.provider], name
+                )
+
+
+def urls_of(model: ExternalModel) -> Iterator[tuple[str, str]]:
+    """Where requests of an external model are sent to, each with the name of its field."""
+    config = getattr(model, CONFIG_OF[model.provider])
+    for name in _URLS:
+        if url := getattr(config, name, ""):
+            yield name, url
 
 
 def _headers(model: ExternalModel, report: Report, at: At) -> None:

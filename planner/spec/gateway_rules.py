@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.gateway import GatewayRateLimit
 from servestate.planner.spec.report import Report
+
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_-]{0,100}\Z")
 
 
 def gateway_limits(endpoint: Endpoint, report: Report) -> None:
@@ -60,16 +63,41 @@ def legacy_limits(endpoint: Endpoint, report: Report) -> None:
 
 
 def inference_table(endpoint: Endpoint, report: Report) -> None:
-    """R21: an enabled inference table needs a catalog and a schema."""
+    """R21: an enabled inference table needs a catalog and a schema; its names are part of a file's name; and
+    there is one of it."""
     gateway, config = endpoint.ai_gateway, endpoint.config
-    for table, at in (
+    spellings = (
         (gateway.inference_table_config if gateway else None, ("ai_gateway", "inference_table_config")),
         (config.auto_capture_config if config else None, ("config", "auto_capture_config")),
-    ):
-        if table is not None and table.enabled and not (table.catalog_name and table.schema_name):
-            report.error(
-                "SS123",
-                f"{at[-1]} is enabled without a catalog and a schema",
-                "add catalog_name and schema_name",
-                *at,
-            )
+    )
+    enabled = [(table, at) for table, at in spellings if table is not None and table.enabled]
+    for table, at in enabled:
+        if not (table.catalog_name and table.schema_name):
+            what = f"{at[-1]} is enabled without a catalog and a schema"
+            report.error("SS123", what, "add catalog_name and schema_name", *at)
+        for field in ("catalog_name", "schema_name", "table_name_prefix"):
+            if not _TABLE_NAME.match(getattr(table, field)):
+                what = f"{field} of {at[-1]} holds what the name of a file should not"
+                report.error("SS123", what, "use up to 100 letters, digits, - and _", *at, field)
+    if len(enabled) > 1:
+        what = f'"{endpoint.name}" has two inference tables: {" and ".join(at[-1] for _, at in enabled)}'
+        report.error("SS123", what, "keep ai_gateway.inference_table_config", *enabled[1][1], "enabled")
+
+
+def keywords(endpoint: Endpoint, report: Report) -> None:
+    """An empty keyword is in every text."""
+    guardrails = endpoint.ai_gateway.guardrails if endpoint.ai_gateway else None
+    for side in ("input", "output") if guardrails is not None else ():
+        parameters = getattr(guardrails, side)
+        for index, keyword in enumerate(parameters.invalid_keywords if parameters is not None else ()):
+            if not keyword.strip():
+                at = ("ai_gateway", "guardrails", side, "invalid_keywords", index)
+                report.error("SS220", f"a keyword of {side} guardrails is empty", "remove it", *at)
+
+
+def fallback(endpoint: Endpoint, report: Report) -> None:
+    """With one entity there is nothing to fall back on."""
+    if endpoint.fallback and len(endpoint.entities) == 1:
+        what = f'fallback of "{endpoint.name}" has no second entity to go to'
+        fix = "add one, with 0 percent where it should get nothing else"
+        report.warning("SS148", what, fix, "ai_gateway", "fallback_config", "enabled")

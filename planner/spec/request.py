@@ -23,6 +23,7 @@ from servestate.planner.spec.rules import RULES
 from servestate.planner.spec.schema import model_in, validate
 from servestate.planner.spec.site import Site
 from servestate.planner.spec.support import model_units
+from servestate.planner.spec.traffic_rules import external_by_name, mirror_problem
 
 REQUEST = "request"
 """What the request is called in places, where a file's name would stand."""
@@ -43,9 +44,19 @@ def load_request(
         for rule in RULES:
             if not (units and rule is model_units):
                 rule(spec, report)
+        _check_mirror(spec, site, report)
     findings.check()
     assert spec is not None, "without a finding it is one"
     return Desired(owner, site, (DesiredEndpoint(key, spec, Where(REQUEST, 1, 1)),), findings.warnings())
+
+
+def _check_mirror(endpoint: Endpoint, site: Site, report: Report) -> None:
+    """What the site says of an endpoint of that name has to fit it."""
+    policy = site.traffic.get(endpoint.name)
+    if policy is None or policy.mirror is None or endpoint.config is None:
+        return
+    if problem := mirror_problem(endpoint.name, policy.mirror, external_by_name(endpoint)):
+        report.error("SS211", *problem, "config", "served_entities")
 
 
 def _known(kind: type[BaseModel], value: Any) -> Any:

@@ -258,21 +258,20 @@ RULES: tuple[Rule, ...] = (
     capacity_rules.model_units,  # SS125 R20
     gateway_rules.legacy_limits,  # SS126 R22
     model_names,  # SS127
+    external_rules.reachable,  # SS129
     support.provider,  # SS130
     support.azure,  # SS131
     support.task,  # SS132
-    support.token_limits,  # SS133
-    support.fallback,  # SS134
     support.guardrails,  # SS135
-    support.inference_table,  # SS136
     support.model_units,  # SS137
     support.old_spelling,  # warning SS140 R8
     support.scale_to_zero,  # warning SS141
     support.capacity,  # warning SS142
     support.instance_profile,  # warning SS143
-    support.usage_tracking,  # warning SS144
     support.route_optimized,  # warning SS145
     support.no_config,  # warning SS146 N12
+    gateway_rules.fallback,  # warning SS148
+    gateway_rules.keywords,  # SS220
     reserved_rules.in_endpoint,  # SS195, also a rule of the site
 )
 """Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26."""

@@ -137,7 +137,8 @@ def _unknown_key(kind: type[BaseModel], block: Block, path: Path, inner: Path, f
         mark = mark_of(block, inner, key=True)
         findings.error("SS192", what, fix, mark, (*path, *inner))
         return
-    known = [name for name in (parent.model_fields if parent else ()) if not name.endswith("_plaintext")]
+    fields = parent.model_fields.items() if parent else ()
+    known = [field.alias or name for name, field in fields if not name.endswith("_plaintext")]
     what = f'the key "{shorten(key)}" is not known in {dotted((*path, *inner[:-1]))}'
     findings.error(
         "SS160", what, _unknown_key_fix(key, known), mark_of(block, inner, key=True), (*path, *inner)

@@ -22,27 +22,11 @@ from servestate.planner.spec.engine_options import (
     VllmOptions,
 )
 from servestate.planner.spec.fields import WANTED, Bytes, Flag, Fraction, Schema, Seconds, Whole
+from servestate.planner.spec.listeners import ManagementListener, RouterListener
+from servestate.planner.spec.traffic import TrafficPolicy
 
 WORKLOAD_TYPES: tuple[str, ...] = get_args(WorkloadTypeName)
 """The classes that the serving API knows."""
-
-
-class Listener(Schema):
-    """`listen` is HOST:PORT. `plaintext` says that http without TLS is meant, which a listener beyond this
-    machine has to say: a proxy in front of it ends TLS."""
-
-    listen: str
-    plaintext: Flag = False
-
-    @property
-    def host(self) -> str:
-        """The host part; brackets of an IPv6 address are removed."""
-        return self.listen.rpartition(":")[0].strip("[]")
-
-    @property
-    def port(self) -> int:
-        """The port part."""
-        return int(self.listen.rpartition(":")[2])
 
 
 class SecretsBackend(Schema):
@@ -269,11 +253,12 @@ def _with_every_class(given: Any) -> Any:
 
 
 class Site(Schema):
-    """The whole site block. `workload_types` holds every class; those not given run as local processes."""
+    """The whole site block. `workload_types` holds every class; those not given run as local processes.
+    `traffic` is by the name of the endpoint, also of one made through the API."""
 
     state: str = "sqlite:///.servestate/state.db"
-    router: Listener = Listener(listen="127.0.0.1:8080")
-    management: Listener = Listener(listen="127.0.0.1:8081")
+    router: RouterListener = RouterListener()
+    management: ManagementListener = ManagementListener()
     secrets: SecretsBackend = SecretsBackend()
     access: Access = Access()
     providers: Providers = Providers()
@@ -282,3 +267,4 @@ class Site(Schema):
     )
     models: dict[str, Model] = Field(default_factory=dict)
     overrides: dict[str, Override] = Field(default_factory=dict)
+    traffic: dict[str, TrafficPolicy] = Field(default_factory=dict)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from servestate.planner.spec import access_rules, docker_rules, engine_rules, reserved_rules
+from servestate.planner.spec import (
+    access_rules,
+    docker_rules,
+    engine_rules,
+    listener_rules,
+    reserved_rules,
+    traffic_rules,
+)
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.report import Report
@@ -126,4 +133,9 @@ SITE_RULES: tuple[Rule, ...] = (
     access_rules.tokens,  # SS197
     access_rules.beyond_this_machine,  # SS198
     access_rules.hosts,  # SS199
+    traffic_rules.sticky,  # SS210
+    traffic_rules.mirrors,  # SS211, also of requests and plans
+    traffic_rules.endpoints_there,  # warning SS212
+    listener_rules.beside,  # SS213
+    listener_rules.egress,  # SS214
 )

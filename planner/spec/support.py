@@ -69,46 +69,18 @@ def task(endpoint: Endpoint, report: Report) -> None:
             )
 
 
-def token_limits(endpoint: Endpoint, report: Report) -> None:
-    """Limits of tokens; those of calls are kept."""
-    for index, limit in enumerate(endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()):
-        if limit.tokens is not None:
-            what = "limits of tokens are not supported yet, so this one would not limit anything"
-            at = ("ai_gateway", "rate_limits", index, "tokens")
-            report.error("SS133", what, "limit calls instead", *at)
-
-
-def fallback(endpoint: Endpoint, report: Report) -> None:
-    """Trying the next entity after a failure."""
-    if endpoint.fallback:
-        what = "fallback is not supported yet: a failed request would not be tried elsewhere"
-        report.error("SS134", what, "set enabled: false", "ai_gateway", "fallback_config", "enabled")
-
-
 def guardrails(endpoint: Endpoint, report: Report) -> None:
-    """Filters of either direction."""
+    """What would need another model to judge it."""
     gateway = endpoint.ai_gateway
     if gateway is None or gateway.guardrails is None:
         return
     for side in ("input", "output"):
         parameters = getattr(gateway.guardrails, side)
-        if parameters is not None and parameters.enabled:
-            what = f"{side} guardrails are not supported yet, so they would not guard anything"
-            report.error("SS135", what, f"remove {side}", "ai_gateway", "guardrails", side)
-
-
-def inference_table(endpoint: Endpoint, report: Report) -> None:
-    """Recording of requests and replies, in either spelling."""
-    what, fix = "inference tables are not supported yet, so nothing would be recorded", "set enabled: false"
-    gateway, config = endpoint.ai_gateway, endpoint.config
-    if (
-        gateway is not None
-        and gateway.inference_table_config is not None
-        and gateway.inference_table_config.enabled
-    ):
-        report.error("SS136", what, fix, "ai_gateway", "inference_table_config", "enabled")
-    if config is not None and config.auto_capture_config is not None and config.auto_capture_config.enabled:
-        report.error("SS136", what, fix, "config", "auto_capture_config", "enabled")
+        for field in ("safety", "valid_topics"):
+            if parameters is not None and getattr(parameters, field):
+                what = f"{field} of {side} guardrails is not supported yet, so it would not guard anything"
+                fix = "remove it; pii and invalid_keywords are looked for"
+                report.error("SS135", what, fix, "ai_gateway", "guardrails", side, field)
 
 
 def model_units(endpoint: Endpoint, report: Report) -> None:
@@ -166,14 +138,6 @@ def instance_profile(endpoint: Endpoint, report: Report) -> None:
 
 def _entity(index: int) -> tuple[str, str, int]:
     return ("config", "served_entities", index)
-
-
-def usage_tracking(endpoint: Endpoint, report: Report) -> None:
-    """Nothing depends on it but reports."""
-    usage = endpoint.ai_gateway.usage_tracking_config if endpoint.ai_gateway else None
-    if usage is not None and usage.enabled:
-        what = "usage_tracking_config has no effect yet: no usage is recorded"
-        report.note("SS144", what, "", "ai_gateway", "usage_tracking_config", "enabled")
 
 
 def route_optimized(endpoint: Endpoint, report: Report) -> None:

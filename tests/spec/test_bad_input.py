@@ -35,7 +35,7 @@ def test_every_error_has_a_place_and_a_fix_and_shows_no_secret(group: str, case:
     with pytest.raises(InvalidInput) as caught:
         case.run()
     for found in caught.value.diagnostics:
-        assert re.fullmatch(r"SS1\d\d", found.code)
+        assert re.fullmatch(r"SS[12]\d\d", found.code)
         if found.severity is Severity.ERROR:
             assert len(found.fix) > 4
             assert found.where is not None or case.arguments

@@ -302,9 +302,9 @@ def test_a_secret_looking_variable_in_plain_text_is_warned_of_and_not_shown() ->
 
 
 def test_what_has_no_effect_is_said() -> None:
-    text = ONE + "      route_optimized: true\n      ai_gateway: {usage_tracking_config: {enabled: true}}\n"
+    text = ONE + "      route_optimized: true\n"
     text = text.replace('version: "1"', 'version: "1", instance_profile_arn: "arn:x"')
-    assert [w.code for w in bundle(text).warnings] == ["SS143", "SS145", "SS144"]
+    assert [w.code for w in bundle(text).warnings] == ["SS143", "SS145"]
 
 
 def test_the_collector_is_left_as_it_was() -> None:
