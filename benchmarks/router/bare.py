@@ -28,7 +28,8 @@ class Message(asyncio.Protocol):
         self.transport, self.write = transport, transport.write
 
     def begin(self, parser: Any) -> None:
-        self.parser, self.parts, self.complete = parser, [], False
+        self.parts: list[bytes] = []
+        self.parser, self.complete = parser, False
 
     def on_body(self, part: bytes) -> None:
         self.parts.append(part)

@@ -1,0 +1,97 @@
+"""Our router, with what a production has switched on: tokens, an exact split, limits, metrics, access log.
+
+    python -m benchmarks.router.peers.servestate FOLDER PORT ENGINE ENGINE [--workers N] [--tokens]
+
+runs one. All that this benchmark knows of the router's set-up is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.router.peer import MODEL, Launch, Place
+from servestate.planner.spec.site import Access
+from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Limit, RoutingTable
+from servestate.planner.table_file import encode
+from servestate.providers.secrets import EnvSecrets, variable_name
+from servestate.runtime.keyring import keyring_of, write_keyring
+from servestate.runtime.router import RouterConfig, run
+
+ENDPOINT, TOKEN, USER = "multi-model", "bench-token", "bench"
+PLENTY = 1_000_000_000
+"""Calls or tokens a minute: a limit that is counted and never refuses."""
+
+
+class Servestate:
+    """`tokens`: tokens are limited too, for which requests and answers are read."""
+
+    def __init__(self, *, workers: int = 1, tokens: bool = False) -> None:
+        self.name = "servestate"
+        self.about = "tokens, exact split, limits of calls"
+        self._more: tuple[str, ...] = ()
+        if tokens:
+            self.name += " + token limits"
+            self.about += " and of tokens"
+            self._more += ("--tokens",)
+        if workers > 1:
+            self.name += f" x {workers}"
+            self._more += ("--workers", str(workers))
+
+    def program(self, installed: Path) -> Path | None:
+        return Path(sys.executable)
+
+    def launch(self, place: Place) -> Launch:
+        command = (sys.executable, "-m", __name__, str(place.folder), str(place.port))
+        engines = tuple(str(port) for port in place.engines)
+        return Launch(
+            (*command, *engines, *self._more), fields=(f"Authorization: Bearer {TOKEN}",), model=ENDPOINT
+        )
+
+
+def table(engines: tuple[int, int], tokens: bool) -> RoutingTable:
+    """Two entities at 90/10, limits for everybody together and for each user."""
+    entities = tuple(
+        EntityRoute(name, weight, MODEL, "", False, (Backend(name, f"http://127.0.0.1:{port}"),))
+        for name, weight, port in (("current", 90, engines[0]), ("challenger", 10, engines[1]))
+    )
+    limits = tuple(Limit(key, "", PLENTY, PLENTY if tokens else 0) for key in ("endpoint", "user"))
+    return RoutingTable(1, "bench", (EndpointRoutes(ENDPOINT, 1, entities, limits=limits),))
+
+
+def access() -> Access:
+    """One user, who may query everything."""
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    return Access.model_validate({"tokens": [{"user_name": USER, "sha256": digest, "rights": ["query"]}]})
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("folder", type=Path)
+    options.add_argument("port", type=int)
+    options.add_argument("engines", type=int, nargs=2)
+    options.add_argument("--workers", type=int, default=1)
+    options.add_argument("--tokens", action="store_true")
+    chosen = options.parse_args()
+    folder = chosen.folder
+    (folder / "table.json").write_text(encode(table(tuple(chosen.engines), chosen.tokens)))
+    os.environ[variable_name("servestate-engine", "access-tokens")] = "5e" * 32
+    secrets = EnvSecrets(os.environ)
+    write_keyring(folder / "keyring.json", keyring_of(access(), secrets))
+    return run(
+        RouterConfig(
+            folder / "table.json",
+            folder / "control.sock",
+            "127.0.0.1",
+            chosen.port,
+            secrets,
+            keyring_path=folder / "keyring.json",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
