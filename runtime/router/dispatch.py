@@ -11,7 +11,7 @@ from servestate.runtime.router.body import CUSTOM, Document, Kind
 from servestate.runtime.router.errors import LIMITED, Failure, Refused, refused, unknown
 from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.rates import CallRates
+from servestate.runtime.router.rates import Denied, Rates
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
 from servestate.runtime.router.routing import LiveEntity, LiveTable, list_of_models
 
@@ -94,12 +94,12 @@ def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
     return raw, document, kind
 
 
-def _count(rates: CallRates, visitor: Visitor) -> None:
+def _count(rates: Rates, visitor: Visitor) -> None:
     # The loop's own clock stands still while it works, by as much as calls would come too early.
-    wait = rates.admit(visitor.caller, time.monotonic())
-    if wait:
+    admitted = rates.admit(visitor.caller, 0, time.monotonic())
+    if isinstance(admitted, Denied):
         what = "more calls a minute than the rate limits of the endpoint allow"
-        raise Refused(Failure(429, LIMITED, what, wait))
+        raise Refused(Failure(429, LIMITED, what, admitted.wait_s))
 
 
 def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: Document, limits: Limits) -> bytes:

@@ -24,7 +24,7 @@ def endpoints_report(table: LiveTable) -> dict[str, Any]:
     return {
         name: {
             "config_version": endpoint.config_version,
-            "limited": endpoint.rates.refused if endpoint.rates is not None else 0,
+            "limited": sum(endpoint.rates.refused.values()) if endpoint.rates is not None else 0,
             "entities": _entities(endpoint),
         }
         for name, endpoint in table.endpoints.items()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from servestate.planner.table import Limit, RoutingTable
-from servestate.runtime.router.rates import CallRates
+from servestate.runtime.router.rates import Admission, Rates
 from tests.router import rig
 from tests.router.rig import CHAT, Rig, ask, bearer, request, serving
 from tests.router.upstreams import Upstream, entity, table
@@ -94,13 +94,13 @@ def test_what_is_refused_for_other_reasons_is_not_counted() -> None:
     rig.run(body())
 
 
-def test_counts_outlive_a_table_where_the_limit_is_the_same() -> None:
+def test_counts_outlive_a_table_and_a_changed_limit_looks_back() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(limited(up.url, EVERYBODY)) as r:
             assert await burst(r, 4) == {200: 4}
             for version, limits, expected in (
                 (2, [EVERYBODY, EACH], {200: 1, 429: 3}),
-                (3, [replace(EVERYBODY, calls=6)], {200: 4}),
+                (3, [replace(EVERYBODY, calls=7)], {200: 2, 429: 2}),
                 (4, [], {200: 4}),
             ):
                 r.install(limited(up.url, *limits, version=version))
@@ -111,7 +111,7 @@ def test_counts_outlive_a_table_where_the_limit_is_the_same() -> None:
 
 
 def test_the_check_notices_a_router_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CallRates, "admit", lambda *_: 0)
+    monkeypatch.setattr(Rates, "admit", lambda rates, *_: Admission(b"", rates, 0, (), None))
 
     async def body() -> None:
         async with Upstream() as up, serving(limited(up.url, EVERYBODY)) as r:
