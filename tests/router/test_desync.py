@@ -34,7 +34,6 @@ _CODINGS += (
 )
 _NAMES = (b"transfer-encoding", b"TRANSFER-ENCODING", b"Transfer_Encoding", b" Transfer-Encoding")
 _NAMES += (
-    b"Transfer-Encoding ",
     b"X: y\nTransfer-Encoding",
     b"X: y\rTransfer-Encoding",
     b"Transfer Encoding",
