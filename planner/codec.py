@@ -116,15 +116,20 @@ def _decode(reader: Callable[..., T], value: Any, what: str) -> T:
 def record_to_json(record: EndpointRecord) -> Json:
     """An endpoint record as JSON values."""
     history = {} if record.history is None else {"history": asdict(record.history)}
-    return history | {
-        "name": record.name,
-        "key": record.key,
-        "owner": record.owner,
-        "block": record.block,
-        "config_version": record.config_version,
-        "protected": record.protected,
-        "targets": [[t.entity, t.weight, [str(a) for a in t.instances]] for t in record.targets],
-    }
+    traffic = {"traffic": record.traffic} if record.traffic else {}
+    return (
+        history
+        | traffic
+        | {
+            "name": record.name,
+            "key": record.key,
+            "owner": record.owner,
+            "block": record.block,
+            "config_version": record.config_version,
+            "protected": record.protected,
+            "targets": [[t.entity, t.weight, [str(a) for a in t.instances]] for t in record.targets],
+        }
+    )
 
 
 def _record_from(value: Json) -> EndpointRecord:

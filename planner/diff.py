@@ -20,6 +20,7 @@ from servestate.planner.revision import spec_to_json
 from servestate.planner.rollout import recreates
 from servestate.planner.sizes import sized
 from servestate.planner.state import EndpointRecord, Instance, Phase
+from servestate.planner.traffic_words import in_words
 
 _PROTECTED = "lifecycle.prevent_destroy"
 
@@ -34,7 +35,7 @@ def diff_endpoint(
     """The changes of one desired endpoint: its own, then those of its entities in declared order, then the
     entities that are no longer in it (`removed`, the instances of each)."""
     block, was = json.loads(desired.block), json.loads(record.block) if record else None
-    own = _endpoint_change(desired.name, was, block, record)
+    own = _endpoint_change(desired, was, block, record)
     if own is not None:
         yield own
     before, after = _entities(was), _entities(block)
@@ -68,7 +69,7 @@ def delete_endpoint(
         Action.DELETE,
         reason,
         Category.ROUTE_ONLY,
-        _endpoint_attributes(block),
+        _endpoint_attributes(block, record.traffic),
         None,
         blocked=blocked,
     )
@@ -78,22 +79,28 @@ def delete_endpoint(
 
 
 def _endpoint_change(
-    name: str, was: dict[str, Any] | None, block: dict[str, Any], record: EndpointRecord | None
+    desired: ResolvedEndpoint,
+    was: dict[str, Any] | None,
+    block: dict[str, Any],
+    record: EndpointRecord | None,
 ) -> Change | None:
-    after = _endpoint_attributes(block)
-    address = EndpointAddress(name)
-    if was is None:
-        return Change(address, Action.CREATE, Reason.NONE, Category.ROUTE_ONLY, None, after)
-    before = _endpoint_attributes(was)
+    after = _endpoint_attributes(block, desired.traffic)
+    address = EndpointAddress(desired.name)
+    told = tuple(in_words(desired.name, desired.block, desired.traffic))
+    if was is None or record is None:
+        return Change(address, Action.CREATE, Reason.NONE, Category.ROUTE_ONLY, None, after, remarks=told)
+    before = _endpoint_attributes(was, record.traffic)
     fields = field_diffs(before, after)
     if not fields:
         return None
     forced = any(f.forces for f in fields)
     action = Action.CREATE_THEN_DELETE if forced else Action.UPDATE
     reason = Reason.CANNOT_UPDATE if forced else Reason.NONE
-    blocked = _PROTECTED if forced and record is not None and record.protected else ""
+    blocked = _PROTECTED if forced and record.protected else ""
     note = "nothing restarts" if not forced else "its served entities keep running"
-    return Change(address, action, reason, Category.ROUTE_ONLY, before, after, fields, note, blocked)
+    known = set(in_words(record.name, record.block, record.traffic))
+    new = tuple(line for line in told if line not in known)
+    return Change(address, action, reason, Category.ROUTE_ONLY, before, after, fields, note, blocked, new)
 
 
 def _entity_change(
@@ -219,12 +226,17 @@ _LAUNCH_FIELDS = frozenset(
 _LAUNCH_FIELDS |= {"model", "auth_header", "auth_prefix", "secret", "headers"}
 
 
-def _endpoint_attributes(block: dict[str, Any]) -> dict[str, Any]:
+def _endpoint_attributes(block: dict[str, Any], traffic: str) -> dict[str, Any]:
+    """What the block says, and under `traffic` what the site does. The order of entities is an attribute
+    where it has a meaning."""
     config = {k: v for k, v in block.get("config", {}).items() if k != "served_entities"}
     own = {k: v for k, v in block.items() if k != "config"}
     if "routes" in config:
         config["traffic_config"] = config.pop("routes")
-    return {**own, **config}
+    if block.get("ai_gateway", {}).get("fallback_config", {}).get("enabled"):
+        own["fallback_order"] = list(_entities(block))
+    policy = {"traffic": json.loads(traffic)} if traffic else {}
+    return {**own, **config, **policy}
 
 
 def _entities(block: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from servestate.planner.address import EntityAddress
 from servestate.planner.match import by_entity
-from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntity
+from servestate.planner.resolve import Resolved, ResolvedEndpoint, ResolvedEntity, told_of_traffic
 from servestate.planner.revision import digest
 from servestate.planner.spec.site import Site
 from servestate.planner.state import EndpointRecord, Instance, State, Target
@@ -31,14 +31,17 @@ def recorded(state: State) -> tuple[Resolved, ...]:
 
 def _of_owner(owner: str, state: State, groups: _Groups) -> Resolved:
     endpoints = tuple(_endpoint(r, groups) for _, r in sorted(state.endpoints.items()) if r.owner == owner)
-    facts = [[e.block, e.protected, [[x.revision, x.weight] for x in e.entities]] for e in endpoints]
+    facts = [
+        [e.block, e.protected, [[x.revision, x.weight] for x in e.entities], *told_of_traffic(e)]
+        for e in endpoints
+    ]
     return Resolved(owner, endpoints, digest([owner, facts]))
 
 
 def _endpoint(record: EndpointRecord, groups: _Groups) -> ResolvedEndpoint:
     found = (_entity(record.name, target, groups) for target in record.targets)
     entities = tuple(entity for entity in found if entity is not None)
-    return ResolvedEndpoint(record.name, record.key, record.block, entities, record.protected)
+    return ResolvedEndpoint(record.name, record.key, record.block, entities, record.protected, record.traffic)
 
 
 def _entity(endpoint: str, target: Target, groups: _Groups) -> ResolvedEntity | None:

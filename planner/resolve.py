@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.external import external_spec
 from servestate.planner.launch import LOCAL, Container, LaunchSpec, Mount, Scalar, Spec
+from servestate.planner.policies import written_policy
 from servestate.planner.revision import canonical_json, digest, revision
 from servestate.planner.served_name import served_name
 from servestate.planner.spec.bundle import Desired, DesiredEndpoint
@@ -36,13 +37,15 @@ class ResolvedEntity:
 @dataclass(frozen=True, slots=True)
 class ResolvedEndpoint:
     """An endpoint ready to be planned. `block` is the canonical JSON of its normal form; entities are in
-    declared order; `protected` is `lifecycle.prevent_destroy`."""
+    declared order; `protected` is `lifecycle.prevent_destroy`; `traffic` is the site's policy for it, as
+    `written_policy` gives it."""
 
     name: str
     key: str
     block: str
     entities: tuple[ResolvedEntity, ...]
     protected: bool = False
+    traffic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,16 @@ def resolve(
     endpoints = tuple(_endpoint(e, desired.site, findings, supported_providers) for e in desired.endpoints)
     if findings.found:
         raise InvalidInput(findings.found)
-    facts = [[e.block, e.protected, [_facts(entity) for entity in e.entities]] for e in endpoints]
+    facts = [
+        [e.block, e.protected, [_facts(entity) for entity in e.entities], *told_of_traffic(e)]
+        for e in endpoints
+    ]
     return Resolved(desired.bundle, endpoints, digest([desired.bundle, facts]))
+
+
+def told_of_traffic(endpoint: ResolvedEndpoint) -> tuple[str, ...]:
+    """The policy, for a digest: nothing where there is none, so that digests of before stay as they were."""
+    return (endpoint.traffic,) if endpoint.traffic else ()
 
 
 def _facts(entity: ResolvedEntity) -> list[object]:
@@ -110,7 +121,8 @@ def _endpoint(
             entities.append(ResolvedEntity(entity.name, weight, launch, revision(launch), timing, hosts))
     protected = spec.lifecycle is not None and spec.lifecycle.prevent_destroy
     block = canonical_json(normal_form(spec))
-    return ResolvedEndpoint(spec.name, endpoint.key, block, tuple(entities), protected)
+    traffic = written_policy(site.traffic.get(spec.name))
+    return ResolvedEndpoint(spec.name, endpoint.key, block, tuple(entities), protected, traffic)
 
 
 def _entity(

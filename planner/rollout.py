@@ -113,7 +113,14 @@ def _record(
     if targets and (before is None or _is_another_config(before, desired.block, targets)):
         version += 1
     wanted = EndpointRecord(
-        desired.name, desired.key, owner, desired.block, version, targets, desired.protected
+        desired.name,
+        desired.key,
+        owner,
+        desired.block,
+        version,
+        targets,
+        desired.protected,
+        traffic=desired.traffic,
     )
     return before if before is not None and _mean_the_same(before, wanted) else wanted
 

@@ -70,7 +70,7 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class History:
     """Where an endpoint comes from. `serial` is that of the write that made it, so it tells one from another
-    of the same name; `changed` is the last write that changed what its block says."""
+    of the same name; `changed` is the last write that changed what its block or its site says of it."""
 
     serial: int
     created: Stamp
@@ -82,7 +82,8 @@ class EndpointRecord:
     """An endpoint as last applied. `block` is the canonical JSON of its normal form; `targets` are in
     declared order, empty while it is withdrawn; `owner` is the bundle that may change it, or `API_OWNER`.
     `config_version` counts the configs that were active. `history` is None in a record of before there was
-    one; no comparison looks at it, since it says nothing of what is served."""
+    one; no comparison looks at it, since it says nothing of what is served. `traffic` is the canonical JSON
+    of the site's policy for it, "" where there is none."""
 
     name: str
     key: str
@@ -92,6 +93,7 @@ class EndpointRecord:
     targets: tuple[Target, ...] = ()
     protected: bool = False
     history: History | None = field(default=None, compare=False)
+    traffic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ def _history(state: State, record: EndpointRecord, stamp: Stamp | None, serial: 
         return known
     if before is None or known is None:
         return History(serial, stamp, stamp)
-    same = (before.block, before.owner) == (record.block, record.owner)
+    same = (before.block, before.owner, before.traffic) == (record.block, record.owner, record.traffic)
     return known if same else replace(known, changed=stamp)
 
 

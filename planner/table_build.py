@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from servestate.planner.access import grants_in
 from servestate.planner.engine_keys import key_reference
 from servestate.planner.launch import ExternalSpec, Spec
+from servestate.planner.policies import policies_of
 from servestate.planner.state import EndpointRecord, Instance, State, Target
-from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, Limit, RoutingTable
+from servestate.planner.table import Backend, Credential, EndpointRoutes, EntityRoute, RoutingTable
 
 
 def build_table(state: State) -> RoutingTable:
@@ -21,18 +20,19 @@ def build_table(state: State) -> RoutingTable:
 
 def _endpoint(record: EndpointRecord, state: State) -> EndpointRoutes:
     entities = tuple(_entity(target, record, state) for target in record.targets)
-    grants, limits = grants_in(record.block), limits_in(record.block)
-    return EndpointRoutes(record.name, record.config_version, entities, grants, limits)
-
-
-def limits_in(block: str) -> tuple[Limit, ...]:
-    """The limits of calls in an endpoint's block, canonical JSON of its normal form, in either spelling."""
-    if '"rate_limits"' not in block:  # most have none, and parsing costs
-        return ()
-    found = json.loads(block)
-    written = (found.get("ai_gateway", {}).get("rate_limits", {}), found.get("rate_limits", {}))
-    limits = [limit for spelling in written for limit in spelling.values() if "calls" in limit]
-    return tuple(Limit(x.get("key", "endpoint"), x.get("principal", ""), x["calls"]) for x in limits)
+    found = policies_of(record.name, record.block, record.traffic)
+    return EndpointRoutes(
+        record.name,
+        record.config_version,
+        entities,
+        grants_in(record.block),
+        found.limits,
+        found.traffic,
+        found.guard_input,
+        found.guard_output,
+        found.usage,
+        found.payloads,
+    )
 
 
 def _entity(target: Target, record: EndpointRecord, state: State) -> EntityRoute:
@@ -54,7 +54,8 @@ def _entity(target: Target, record: EndpointRecord, state: State) -> EntityRoute
 
 def _backend(instance: Instance) -> Backend:
     key = key_reference(instance.address, instance.spec)
-    return Backend(str(instance.address), instance.url, key)
+    health = "" if isinstance(instance.spec, ExternalSpec) else instance.spec.health_path
+    return Backend(str(instance.address), instance.url, key, health)
 
 
 def _credential(spec: Spec) -> Credential | None:

@@ -50,15 +50,9 @@ def as_recorded(record: EndpointRecord, site: Site) -> Resolved:
     block = json.loads(record.block)
     if "config" in block and not all(target.instances for target in record.targets):
         return resolved(written_block(record), record, site, units=True)
-    return edited(record, block)
-
-
-def edited(record: EndpointRecord, form: Mapping[str, Any]) -> Resolved:
-    """The endpoint with other settings (`form` is a normal form), and the config that it has."""
-    kept = {key: value for key, value in form.items() if key != "config"}
-    block = canonical_json(kept)
-    endpoint = ResolvedEndpoint(record.name, record.key, block, (), record.protected)
-    return Resolved(record.owner, (endpoint,), digest([record.owner, block]))
+    kept = canonical_json({key: value for key, value in block.items() if key != "config"})
+    endpoint = ResolvedEndpoint(record.name, record.key, kept, (), record.protected, record.traffic)
+    return Resolved(record.owner, (endpoint,), digest([record.owner, kept]))
 
 
 def nothing(owner: str) -> Resolved:

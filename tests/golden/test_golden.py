@@ -53,11 +53,9 @@ def destroys(case: Path) -> bool:
 
 
 def state_of(case: Path) -> State:
-    """The state; endpoint blocks are written out as objects so that they can be read."""
+    """The state; endpoint blocks and policies are written out as objects so that they can be read."""
     value = json.loads((case / "state.json").read_text())
-    records = [
-        decode_record(json.dumps({**e, "block": canonical_json(e["block"])})) for e in value["endpoints"]
-    ]
+    records = [decode_record(json.dumps(_recorded(e))) for e in value["endpoints"]]
     instances = [decode_instance(json.dumps(i)) for i in value["instances"]]
     return State(
         value["lineage"],
@@ -66,6 +64,12 @@ def state_of(case: Path) -> State:
         {record.name: record for record in records},
         {instance.address: instance for instance in instances},
     )
+
+
+def _recorded(endpoint: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is stored: what is JSON in it is text."""
+    texts = {key: canonical_json(endpoint[key]) for key in ("block", "traffic") if key in endpoint}
+    return {**endpoint, **texts}
 
 
 def live_of(case: Path, state: State) -> Live:

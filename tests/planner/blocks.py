@@ -24,15 +24,15 @@ def endpoint(name: str, *entities: ResolvedEntity, **extra: object) -> ResolvedE
     """An endpoint whose block agrees with its entities."""
     served = [{"name": e.name, "entity_name": e.spec.model} for e in sorted(entities, key=lambda e: e.name)]
     config = {"served_entities": served, "routes": {e.name: e.weight for e in entities}}
-    protected = bool(extra.pop("protected", False))
+    protected, traffic = bool(extra.pop("protected", False)), str(extra.pop("traffic", ""))
     block = canonical_json({"name": name, "config": config, **extra})
-    return ResolvedEndpoint(name, name.replace("-", "_"), block, entities, protected)
+    return ResolvedEndpoint(name, name.replace("-", "_"), block, entities, protected, traffic)
 
 
 def bundle(*endpoints: ResolvedEndpoint, name: str = "demo") -> Resolved:
     """A bundle of these endpoints."""
     ordered = tuple(sorted(endpoints, key=lambda e: e.name))
-    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected] for e in ordered]
+    facts = [[e.block, [[x.revision, x.weight] for x in e.entities], e.protected, e.traffic] for e in ordered]
     return Resolved(name, ordered, digest([name, facts]))
 
 

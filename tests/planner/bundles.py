@@ -42,7 +42,11 @@ def bundles(draw: st.DrawFn) -> Block:
     """A bundle as plain values."""
     names = draw(st.lists(st.sampled_from(["chat", "embed", "multi-model"]), max_size=3, unique=True))
     endpoints = {name.replace("-", "_"): draw(_endpoints(name)) for name in names}
-    site = {**_SITE, "overrides": {name: draw(_OVERRIDES) for name in names if draw(st.booleans())}}
+    site = {
+        **_SITE,
+        "overrides": {name: draw(_OVERRIDES) for name in names if draw(st.booleans())},
+        "traffic": {name: draw(_TRAFFIC) for name in names if draw(st.booleans())},
+    }
     return {
         "bundle": {"name": "shop"},
         "servestate": site,
@@ -50,6 +54,18 @@ def bundles(draw: st.DrawFn) -> Block:
     }
 
 
+_TRAFFIC = st.fixed_dictionaries(
+    {},
+    optional={
+        "split": st.sampled_from(["exact", "random"]),
+        "replicas": st.just("prefix_hash"),
+        "deadline_s": st.sampled_from([0, 30, "1m"]),
+        "concurrency": st.integers(0, 4),
+        "limits": st.sampled_from(["enforce", "shadow"]),
+        "fallback": st.fixed_dictionaries({"after_send": st.booleans()}),
+        "inference_table": st.fixed_dictionaries({"format": st.sampled_from(["jsonl", "parquet"])}),
+    },
+)
 _OVERRIDES = st.fixed_dictionaries(
     {},
     optional={

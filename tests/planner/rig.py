@@ -215,7 +215,7 @@ class Site:
         """All that must be equal where two histories end in the same place: everything except serials,
         replica numbers, handles and ids."""
         endpoints = {
-            name: (e.key, e.owner, e.block, e.protected, [(t.entity, t.weight) for t in e.targets])
+            name: (e.key, e.owner, e.block, e.traffic, e.protected, [(t.entity, t.weight) for t in e.targets])
             for name, e in self.state.endpoints.items()
         }
         instances = sorted(

@@ -14,6 +14,9 @@ ONE: dict[str, ResolvedEndpoint | None] = {
     "A-recreate": endpoint("one", local("a", 100, "B", recreate=True)),
     "a60-b40": endpoint("one", local("a", 60), local("b", 40)),
     "a40-b60": endpoint("one", local("a", 40), local("b", 60)),
+    "a60-b40-mirrored": endpoint(
+        "one", local("a", 60), local("b", 40), traffic='{"mirror":{"entity":"b","percent":5}}'
+    ),
     "A60-b40": endpoint("one", local("a", 60, "B"), local("b", 40)),
     "A60-B40": endpoint("one", local("a", 60, "B"), local("b", 40, "B")),
     "A60-B40-recreate": endpoint(
@@ -40,6 +43,7 @@ SCENARIOS: dict[str, tuple[Resolved, Resolved]] = {
     "create": (NOTHING, WORLDS["a60-b40+c"]),
     "create with external": (NOTHING, WORLDS["a50-x50+none"]),
     "split": (WORLDS["a60-b40+none"], WORLDS["a40-b60+none"]),
+    "mirrored": (WORLDS["a60-b40+none"], WORLDS["a60-b40-mirrored+none"]),
     "surge": (WORLDS["a60-b40+none"], WORLDS["A60-B40+none"]),
     "recreate": (WORLDS["a60-b40+none"], WORLDS["A60-B40-recreate+none"]),
     "entity added": (WORLDS["a+c"], WORLDS["a60-b40+c"]),

@@ -15,7 +15,7 @@ def test_it_may_stay_on_the_host_that_it_runs_on() -> None:
     placement = Placement("rack2", ("0",))
     instance = Instance(ADDRESS, LaunchSpec("docker", "vllm", "m"), Phase.READY, placement=placement)
     targets = (Target("llama", 100, (ADDRESS,)),)
-    record = EndpointRecord("chat", "chat", "bundle", '{"config":{}}', 1, targets)
+    record = EndpointRecord("chat", "chat", "bundle", '{"config":{"served_entities":[]}}', 1, targets)
     bare = ResolvedEndpoint("chat", "chat", "{}", ())
     (entity,) = with_recorded_config(bare, record, {EntityAddress("chat", "llama"): [instance]}).entities
     assert entity.hosts == ("rack2",)
