@@ -6,7 +6,6 @@ labels in the family's order. No label comes from a caller's text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,25 +109,3 @@ FAMILIES: dict[str, Family] = {
     "servestate_connections": Family("gauge", "Open connections of clients.", ()),
 }
 """All there is, in the order of the exposition."""
-
-
-def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Those of several workers as one: sums, and the highest where that is what counts."""
-    merged: Snapshot = {name: [] for name in FAMILIES}
-    seen: dict[tuple[str, ...], Sample] = {}
-    for snapshot in snapshots:
-        for name, samples in snapshot.items():
-            for labels, *numbers in samples:
-                key = (name, *labels)
-                if key in seen:
-                    seen[key][1:] = _together(FAMILIES[name], seen[key][1:], numbers)
-                else:
-                    seen[key] = [labels, *numbers]
-                    merged[name].append(seen[key])
-    return merged
-
-
-def _together(family: Family, one: list[Any], other: list[Any]) -> list[Any]:
-    if family.kind == "histogram":
-        return [[a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]]
-    return [max(one[0], other[0]) if family.highest else one[0] + other[0]]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, Kind
 from servestate.runtime.router.counters import Histogram, KindCounters, error_type
-from servestate.runtime.router.families import FAMILIES, Sample, Snapshot
+from servestate.runtime.router.families import FAMILIES, Family, Sample, Snapshot
 
 if TYPE_CHECKING:
     from servestate.runtime.router.record import Record
@@ -156,6 +156,28 @@ class Metrics:
         return found
 
 
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Those of several workers as one: sums, and the highest where that is what counts."""
+    merged: Snapshot = {name: [] for name in FAMILIES}
+    seen: dict[tuple[str, ...], Sample] = {}
+    for snapshot in snapshots:
+        for name, samples in snapshot.items():
+            for labels, *numbers in samples:
+                key = (name, *labels)
+                if key in seen:
+                    seen[key][1:] = _together(FAMILIES[name], seen[key][1:], numbers)
+                else:
+                    seen[key] = [labels, *numbers]
+                    merged[name].append(seen[key])
+    return merged
+
+
+def _together(family: Family, one: list[Any], other: list[Any]) -> list[Any]:
+    if family.kind == "histogram":
+        return [[a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]]
+    return [max(one[0], other[0]) if family.highest else one[0] + other[0]]
+
+
 def _samples(endpoint: LiveEndpoint, entity: LiveEntity) -> Iterator[tuple[str, Sample]]:
     route, counters = entity.route, entity.counters
     place = [endpoint.name, route.name]
@@ -168,10 +190,14 @@ def _samples(endpoint: LiveEndpoint, entity: LiveEntity) -> Iterator[tuple[str, 
             yield "servestate_requests_total", [[*place, str(status) if status else "none", how], count]
     for (kind, estimated), count in zip(_TOKEN_LABELS, counters.tokens, strict=True):
         yield "servestate_usage_tokens_total", [[*place, kind, estimated], count]
-    provider = "external" if route.fixed_path else "servestate"
     for body, numbers in counters.kinds.items():
-        labels = [*place, OPERATIONS.get(body, "_OTHER"), provider, route.model]
+        labels = [*place, OPERATIONS.get(body, "_OTHER"), provider_of(entity), route.model]
         yield from _of_kind(labels, numbers)
+
+
+def provider_of(entity: LiveEntity) -> str:
+    """`gen_ai_provider_name`: whether the model runs here."""
+    return "external" if entity.route.fixed_path else "servestate"
 
 
 def _of_kind(labels: list[str], numbers: KindCounters) -> Iterator[tuple[str, Sample]]:
