@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from servestate.runtime.router.egress import GLOBAL_ONLY, Egress
+from servestate.runtime.router.health import HealthPolicy
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -65,3 +66,6 @@ class Limits:
 
     egress: Egress = GLOBAL_ONLY
     """Where connections to external entities may go beyond global addresses."""
+
+    health: HealthPolicy = field(default_factory=HealthPolicy)
+    """When a replica is probed, ejected and tried again."""

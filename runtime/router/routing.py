@@ -18,22 +18,25 @@ from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.body import KINDS, Kind
 from servestate.runtime.router.counters import Counters
+from servestate.runtime.router.health import Health, HealthPolicy
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.memory import Memory
-from servestate.runtime.router.pick import Split, split_of
+from servestate.runtime.router.pick import Draws, Split, split_of
 from servestate.runtime.router.rates import Rates
+from servestate.runtime.router.replicas import Replicas
 from servestate.runtime.router.upstream import Origin, TcpOrigin
 
 _SENDABLE = re.compile(r"[\t -~]*")
 
 
 class Gauge:
-    """Requests running on one replica, whichever table they came by."""
+    """Requests running on one replica, whichever table they came by, and whether it is well."""
 
-    __slots__ = ("avoid_until", "inflight")
+    __slots__ = ("avoid_until", "health", "inflight")
 
-    def __init__(self) -> None:
+    def __init__(self, policy: HealthPolicy) -> None:
         self.inflight = 0
+        self.health = Health(policy)
         self.avoid_until = 0.0
 
 
@@ -41,46 +44,47 @@ class LiveBackend:
     """A replica: its pool, its gauge and the bytes that every request to it and answer from it begins with.
 
     `heads[kind]` is the request's head up to the fields that differ by request, `answer_fields` the header
-    lines that say where an answer came from.
+    lines that say where an answer came from, `probe` a whole request for whether it is well, b"" where it has
+    no answer to that.
     """
 
-    __slots__ = ("answer_fields", "gauge", "heads", "origin", "replica")
+    __slots__ = ("answer_fields", "gauge", "heads", "origin", "probe", "replica")
 
     def __init__(
-        self, replica: str, origin: Origin, gauge: Gauge, heads: dict[Kind, bytes], answer_fields: bytes
+        self,
+        replica: str,
+        origin: Origin,
+        gauge: Gauge,
+        heads: dict[Kind, bytes],
+        answer_fields: bytes,
+        probe: bytes,
     ) -> None:
         self.replica = replica
         self.origin = origin
         self.gauge = gauge
         self.heads = heads
         self.answer_fields = answer_fields
+        self.probe = probe
 
 
 class LiveEntity:
-    """A served entity with its replicas."""
+    """A served entity with its replicas. `choose` is that of `Replicas`."""
 
-    __slots__ = ("_turn", "answer_fields", "backends", "counters", "route")
+    __slots__ = ("answer_fields", "backends", "choose", "counters", "route")
 
     def __init__(
-        self, route: EntityRoute, backends: tuple[LiveBackend, ...], answer_fields: bytes, counters: Counters
+        self,
+        route: EntityRoute,
+        backends: tuple[LiveBackend, ...],
+        answer_fields: bytes,
+        counters: Counters,
+        policy: str,
     ) -> None:
         self.route = route
         self.backends = backends
         self.answer_fields = answer_fields
         self.counters = counters
-        self._turn = 0
-
-    def choose(self, tried: Iterable[LiveBackend], now: float) -> LiveBackend | None:
-        """The least busy replica that was not tried yet, those that lately refused a connection last."""
-        if len(self.backends) == 1 and not tried:
-            return self.backends[0]
-        self._turn += 1
-        count = len(self.backends)
-        in_turn = (self.backends[(self._turn + i) % count] for i in range(count))
-        left = [backend for backend in in_turn if backend not in tried]
-        if not left:
-            return None
-        return min(left, key=lambda b: (b.gauge.avoid_until > now, b.gauge.inflight))
+        self.choose = Replicas(backends, policy).choose
 
 
 class LiveEndpoint:
@@ -134,6 +138,7 @@ class Registry:
     def __init__(self, limits: Limits, secrets: Secrets, created: int, memory: Memory | None = None) -> None:
         """`memory` is what the workers of this router share; without it this is the only one."""
         self._memory = memory or Memory.private()
+        self._shared = self._memory.fd is not None
         self._limits = limits
         self._secrets = secrets
         self._created = created
@@ -178,10 +183,15 @@ class Registry:
         shares = routes.traffic.split, routes.traffic.sticky, tuple(zip(names, weights, strict=True))
         known, split = self._splits.get(routes.name, (None, None))
         if split is None or known != shares:
-            split = split_of(routes.traffic, weights, names)
+            split = split_of(routes.traffic, weights, names, self._draws(routes.name, shares))
         self._splits[routes.name] = shares, split
         entities = tuple(self._entity(routes, entity) for entity in routes.entities)
         return LiveEndpoint(routes, entities, split, self._limited(routes), self._created)
+
+    def _draws(self, endpoint: str, shares: Shares) -> Draws | None:
+        """Where the workers take their turns from. Theirs change tables one after the other: those of the old
+        shares and those of the new must not use up each other's."""
+        return self._memory.sequence(f"split {endpoint} {shares}") if self._shared else None
 
     def _limited(self, routes: EndpointRoutes) -> Rates | None:
         before = self._rates.pop(routes.name, None)
@@ -200,7 +210,7 @@ class Registry:
         fields = self._request_fields(routes.name, entity)
         backends = tuple(self._backend(entity, b, fields, answer_fields) for b in entity.backends)
         counters = self._counters.setdefault((routes.name, entity.name), Counters())
-        return LiveEntity(entity, backends, answer_fields, counters)
+        return LiveEntity(entity, backends, answer_fields, counters, routes.traffic.replicas)
 
     def _request_fields(self, endpoint: str, entity: EntityRoute) -> bytes:
         """The header lines that the operator configured for all replicas, the credential among them."""
@@ -221,13 +231,15 @@ class Registry:
     ) -> LiveBackend:
         url = urlsplit(backend.url)
         origin = self._origin(url, external=entity.fixed_path)
-        gauge = self.gauges.setdefault(backend.replica, Gauge())
+        gauge = self.gauges.setdefault(backend.replica, Gauge(self._limits.health))
+        own = b""
         if backend.key:
             key = fill(backend.key, self._secrets).reveal()
-            fields += f"Authorization: Bearer {key}\r\n".encode("ascii")
-        heads = {kind: _head(entity, url, kind, fields) for kind in KINDS}
+            own = f"Authorization: Bearer {key}\r\n".encode("ascii")
+        heads = {kind: _head(entity, url, kind, fields + own) for kind in KINDS}
+        probe = _probe(url, backend.health, own) if backend.health else b""
         where = f"x-servestate-replica: {backend.replica}\r\n".encode("ascii")
-        return LiveBackend(backend.replica, origin, gauge, heads, answer_fields + where)
+        return LiveBackend(backend.replica, origin, gauge, heads, answer_fields + where, probe)
 
     def _origin(self, url: SplitResult, *, external: bool) -> Origin:
         tls = url.scheme == "https"
@@ -244,3 +256,7 @@ def _head(entity: EntityRoute, url: SplitResult, kind: Kind, fields: bytes) -> b
     target = (url.path or "/") + (f"?{url.query}" if url.query else "") if entity.fixed_path else kind.path
     line = f"POST {target} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
     return line.encode("ascii") + fields
+
+
+def _probe(url: SplitResult, path: str, fields: bytes) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\n".encode("ascii") + fields + b"\r\n"
