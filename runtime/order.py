@@ -43,7 +43,8 @@ def decode_order(text: bytes) -> Order:
     return Order(Site.model_validate_json(json.dumps(found["site"])), int(found["parent"]), options)
 
 
-def dies_with(parent: int) -> bool:
-    """Have the kernel end this process with SIGTERM when its parent dies; False where it is dead already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def dies_with(parent: int, number: int = signal.SIGTERM) -> bool:
+    """Have the kernel end this process with that signal when its parent dies; False where it is dead
+    already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     return os.getppid() == parent

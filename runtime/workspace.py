@@ -16,10 +16,9 @@ from servestate.planner.launch import Spec
 from servestate.planner.spec.site import DockerProvider, Site
 from servestate.planner.state import State
 from servestate.providers import identity
-from servestate.providers.engine_keys import EngineKeys
-from servestate.providers.kept_secrets import KeptSecrets
 from servestate.providers.protocol import Provider, TransientError
-from servestate.providers.secrets import EnvSecrets, Redactor, Secrets
+from servestate.providers.secrets import Redactor, Secrets
+from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.store.protocol import Owner, StateStore, StoreError
 from servestate.runtime.store.sqlite import SqliteStore
 
@@ -72,8 +71,7 @@ class Workspace:
     @property
     def secrets(self) -> Secrets:
         """The backend that secret references resolve through, the keys of engines among them."""
-        kept = KeptSecrets(self.kept_secrets_path, EnvSecrets(os.environ))
-        return EngineKeys(self.folder / f"{self.prefix}engine.key", kept)
+        return SiteSecrets(self.folder / f"{self.prefix}engine.key", self.kept_secrets_path)
 
     @property
     def kept_secrets_path(self) -> Path:
