@@ -125,9 +125,8 @@ class _Judge:
             if not _is_text(kind, literal):
                 continue
             edits += within(text, literal, self._text(literal.path, literal.value))
-            if "content" in literal.path[:-1]:
-                whole = literal.path[: literal.path.index("content") + 1]
-                contents.setdefault(whole, []).append(literal)
+            if (content := _content_of(literal.path)) is not None:
+                contents.setdefault(content, []).append(literal)
         for parts in contents.values():
             if len(parts) > 1:
                 edits += self._across(text, parts)
@@ -283,6 +282,13 @@ def _is_text(kind: Kind, literal: Literal) -> bool:
     if tuple(0 if isinstance(step, int) else step for step in path) in _STRUCTURE:
         return False
     return not _is_media(path, literal.value)
+
+
+def _content_of(path: Path) -> Path | None:
+    """The content that a text at `path` is a part of, if it is one."""
+    if "content" in path[:-1] and (path[-1] == "text" or isinstance(path[-1], int)):
+        return path[: path.index("content") + 1]
+    return None
 
 
 def _is_media(path: Path, value: str) -> bool:

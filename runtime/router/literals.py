@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ _CHARACTER = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.", re.DOTALL
 )
 _COLON = re.compile(r"\s*:\s*")
-_DECODER = json.JSONDecoder()
+_SCALAR = re.compile(rf"{_STRING}|[^\s,\]}}]+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,16 @@ def value_after(text: str, key: Literal) -> tuple[int, int]:
     colon = _COLON.match(text, key.end)
     assert colon is not None
     start = colon.end()
-    return start, _DECODER.raw_decode(text, start)[1]
+    if text[start] not in "{[":
+        scalar = _SCALAR.match(text, start)
+        assert scalar is not None
+        return scalar.span()
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
+        if depth == 0:
+            return start, token.end()
+    raise AssertionError("the text is not valid JSON")
 
 
 def spliced(text: str, edits: Iterable[Edit]) -> str:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
+import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from servestate.planner.address import InstanceAddress
+from servestate.planner.launch import ExternalSpec
 from servestate.planner.table import Credential
+from servestate.providers.external import ExternalProvider
+from servestate.providers.protocol import Marks, PermanentError
+from servestate.providers.secrets import EnvSecrets
+from servestate.runtime.router import egress
 from servestate.runtime.router.egress import GLOBAL_ONLY, Egress, Forbidden, check_address, connect
 from tests.router.rig import QUICK, Rig, ask, request, run, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, says, table
@@ -120,10 +132,12 @@ class Silent(asyncio.Protocol):
         self.transport = transport
 
 
-async def dial(loop: Any, host: str, port: int, policy: Egress = GLOBAL_ONLY) -> str:
+async def dial(
+    loop: Any, host: str, port: int, policy: Egress = GLOBAL_ONLY, tls: ssl.SSLContext | None = None
+) -> str:
     """Connect, and say where."""
     client = Silent()
-    await connect(loop, lambda: client, host, port, None, policy)
+    await connect(loop, lambda: client, host, port, tls, policy)
     assert client.transport is not None
     peer = client.transport.get_extra_info("peername")[0]
     client.transport.close()
@@ -171,6 +185,108 @@ def test_addresses_are_tried_in_the_order_of_the_resolver() -> None:
     run(body())
 
 
+def test_an_address_without_an_answer_is_left_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "_NEXT_AFTER_S", 0.02)
+
+    class Deaf(Resolver):
+        async def sock_connect(self, sock: socket.socket, address: tuple[str, int]) -> None:
+            if address[0] == "127.0.0.9":
+                await asyncio.sleep(60)
+            await super().sock_connect(sock, address)
+
+    async def body() -> None:
+        async with Upstream() as upstream:
+            loop = Deaf(["127.0.0.9", "127.0.0.1"])
+            assert await dial(loop, "api.example", upstream.port, Egress.of(["api.example"])) == "127.0.0.1"
+
+    run(body())
+
+
+def test_the_certificate_is_for_the_name(tmp_path: Path) -> None:
+    """The connection goes to an address; the server is told the name and must prove that it is its own."""
+    certificate, key = certificate_for("api.example", tmp_path)
+
+    async def body() -> None:
+        told: list[str] = []
+        serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        serving.load_cert_chain(certificate, key)
+        serving.sni_callback = lambda _sock, name, _context: told.append(name)
+        server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=serving)
+        port = server.sockets[0].getsockname()[1]
+        tls = ssl.create_default_context(cafile=certificate)
+        policy = Egress.of(["127.0.0.1"])
+        assert await dial(Resolver(["127.0.0.1"]), "api.example", port, policy, tls) == "127.0.0.1"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await dial(Resolver(["127.0.0.1"]), "other.example", port, policy, tls)
+        server.close()
+        assert told == ["api.example", "other.example"]
+
+    run(body())
+
+
+def certificate_for(name: str, folder: Path) -> tuple[Path, Path]:
+    """A certificate that vouches for itself, and its key, as files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
+    certificate_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    formats = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key_path.write_bytes(key.private_bytes(*formats))
+    return certificate_path, key_path
+
+
+@pytest.mark.parametrize("ip", ["169.254.169.254", "0.0.0.0", "::", "fe80::1", "100.100.100.200"])
+def test_not_even_the_operators_own_url_leads_there(ip: str) -> None:
+    async def body() -> None:
+        with pytest.raises(Forbidden):
+            await dial(asyncio.get_running_loop(), ip, 9)
+
+    run(body())
+
+
+def test_these_tests_see_a_router_that_does_not_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control."""
+    monkeypatch.setattr(egress, "check_address", lambda ip, allowed: None)
+
+    async def body() -> None:
+        async with Upstream() as victim:
+            assert await dial(Resolver(["127.0.0.1"]), "rebind.example", victim.port) == "127.0.0.1"
+            assert victim.connections == 1
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.example.com@127.0.0.1/v1",
+        "https://user:word@api.example.com/v1",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1:6379/_x",
+        "http:///v1",
+        "//127.0.0.1/v1",
+        "http://127.0.0.1:port/v1",
+    ],
+)
+def test_urls_that_are_refused_before_any_connection(url: str) -> None:
+    spec = ExternalSpec(kind="openai", url=url, model="m", task="llm/v1/chat", secret="")
+    provider = ExternalProvider(EnvSecrets({}))
+    with pytest.raises(PermanentError, match="cannot be called"):
+        asyncio.run(provider.launch(spec, Marks("lineage", ADDRESS, 1, "op")))
+
+
 @pytest.mark.parametrize("host", ODD_SPELLINGS)
 def test_numeric_spellings_are_names_and_judged_by_what_they_resolve_to(host: str) -> None:
     """The real resolver: it takes most of them."""
@@ -194,6 +310,7 @@ def test_localhost_and_addresses_as_written_are_the_operators_word() -> None:
 
 # Through the router.
 
+ADDRESS = InstanceAddress("chat-ep", "a", "0" * 12, 0)
 KEY = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
 SECRET = {"SERVESTATE_SECRET_S__K": "sk-only-for-the-first"}
 

@@ -61,6 +61,8 @@ KEYWORD_IN: list[tuple[Kind, Any]] = [
     (CHAT, chat([{"type": "text", "text": "a secret"}, {"type": "text", "text": "plan"}])),
     (CHAT, chat([{"type": "text", "text": "a sec"}, {"type": "text", "text": "ret plan"}])),
     (CHAT, chat([{"type": "image_url", "image_url": {"url": "https://x.example/secret plan"}}])),
+    (CHAT, chat([{"text": "secret"}, {"image_url": {"url": "https://x.example/"}}, {"text": "plan"}])),
+    (CHAT, chat(["sec", "ret plan"])),
     (CHAT, chat([{"type": "image_url", "image_url": {"url": "data:text/plain;base64,secret plan"}}])),
     (CHAT, {"messages": [{"role": "assistant", "content": None, "tool_calls": [TOOL]}]}),
     (CHAT, {"messages": [{"role": "tool", "tool_call_id": "1", "content": "secret plan"}]}),
@@ -354,11 +356,12 @@ def test_embeddings_hold_no_text() -> None:
 def test_what_was_masked_is_not_said_by_its_tokens() -> None:
     raw = (
         b'{"choices":[{"index":0,"message":{"content":"a@b.org"},"logprobs" : {"content":[{"token":"a@b"}]} ,'
-        b'"token_ids":[1,2]}],"prompt_logprobs":[{"1":{"decoded_token":"a"}}]}'
+        b'"token_ids":[1,2]}],"prompt_logprobs":[{"1":{"decoded_token":"]}"}}] , '
+        b'"logprobs":"x" ,"token_ids":null}'
     )
     want = (
         b'{"choices":[{"index":0,"message":{"content":"<EMAIL_ADDRESS>"},"logprobs" : null ,'
-        b'"token_ids":null}],"prompt_logprobs":null}'
+        b'"token_ids":null}],"prompt_logprobs":null , "logprobs":null ,"token_ids":null}'
     )
     assert MASK.answer(CHAT, raw, streaming=False) == want
     kept = raw.replace(b'"a@b.org"', b'"hello"')
