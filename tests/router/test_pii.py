@@ -95,10 +95,18 @@ def test_finds_never_overlap(text: str) -> None:
 
 
 def test_the_effort_is_bounded_and_shared_by_texts() -> None:
-    effort = Effort(phones=2)
+    effort = Effort(0.0011)
     DETECTOR.find("415-555-2671 and 415-555-2672", effort)
     with pytest.raises(TooMuch):
         DETECTOR.find("415-555-2673", effort)
+
+
+@pytest.mark.parametrize("piece", ["a@", "4 ", "GB82 ", "(415) 555-2671, "])
+def test_a_text_of_nothing_but_candidates_is_given_up(piece: str) -> None:
+    began = time.process_time()
+    with pytest.raises(TooMuch):
+        DETECTOR.find(piece * (4_000_000 // len(piece)), Effort())
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,7 @@ def test_no_text_takes_more_than_its_length(piece: str) -> None:
         best = float("inf")
         for _ in range(3):
             began = time.process_time()
-            DETECTOR.find(text, Effort(phones=10**6))
+            DETECTOR.find(text, Effort(1e6))
             best = min(best, time.process_time() - began)
         return best
 
