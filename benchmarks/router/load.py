@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from benchmarks.router.peer import Launch
 from benchmarks.router.processes import LOAD_CORE, Pinned
 
 CONNECTIONS = 32
+_LOOK_EVERY_S = 0.1
 WORDS = "the quick brown fox jumps over a lazy dog and tells a modest story "
 
 
@@ -66,10 +68,16 @@ class Client:
         return self._run("requests", port, connections, seconds, rate, request, target)
 
     def streams(
-        self, port: int, request: bytes, seconds: float, target: Pinned | None, count: int
+        self,
+        port: int,
+        request: bytes,
+        seconds: float,
+        target: Pinned | None,
+        count: int,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Measured:
-        """That many streams at a time."""
-        return self._run("streams", port, count, seconds, 0.0, request, target)
+        """That many streams at a time; `meanwhile` is called again and again as long as they run."""
+        return self._run("streams", port, count, seconds, 0.0, request, target, meanwhile)
 
     def _run(
         self,
@@ -80,14 +88,21 @@ class Client:
         rate: float,
         request: bytes,
         target: Pinned | None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Measured:
         path = self._folder / "request"
         path.write_bytes(request)
         numbers = (str(port), str(count), f"{seconds:g}", f"{rate:g}", str(path))
         pids = [str(pid) for pid in target.tree()] if target else []
-        command = ["taskset", "-c", str(LOAD_CORE), str(self._program), mode, *numbers, *pids]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 120)
-        return Measured(**json.loads(done.stdout))
+        command = ["taskset", "-c", LOAD_CORE, str(self._program), mode, *numbers, *pids]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            while meanwhile is not None and process.poll() is None:
+                meanwhile()
+                time.sleep(_LOOK_EVERY_S)
+            said = process.communicate()[0]
+        if process.returncode:
+            raise RuntimeError(f"the load's client ended with {process.returncode}")
+        return Measured(**json.loads(said))
 
 
 def build(source: Path, into: Path) -> Path:

@@ -14,11 +14,13 @@ MODEL = "engine"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a target is set up: a folder of its own, the port it shall listen on, the ports of the two
-    engines (nine of ten requests go to the first, where a target can split), and the folder of `peers.sh`."""
+    """Where a target is set up: a folder of its own, the port it shall listen on, another for its metrics if
+    it wants one, the ports of the two engines (nine of ten requests go to the first, where a target can
+    split), and the folder of `peers.sh`."""
 
     folder: Path
     port: int
+    metrics_port: int
     engines: tuple[int, int]
     installed: Path
 
@@ -35,13 +37,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a target is started, and how a request to it looks: further header lines, the path, the model."""
+    """How a target is started, on which cores ("" = the targets'), and how a request to it looks: further
+    header lines, the path, the model."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     path: str = CHAT
     model: str = MODEL
+    cores: str = ""
 
 
 class Peer(Protocol):
@@ -56,3 +60,8 @@ class Peer(Protocol):
 
     def launch(self, place: Place) -> Launch:
         """How it is started there, in the foreground, with one worker or thread."""
+
+
+def executable(path: Path) -> Path | None:
+    """`path`, None where there is no such file."""
+    return path if path.is_file() else None

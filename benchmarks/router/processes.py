@@ -1,4 +1,4 @@
-"""Processes on a core of their own: started, timed, weighed and ended together with their children."""
+"""Processes on cores of their own: started, timed, weighed and ended together with their children."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 """The repository: what is started runs there, so that `-m benchmarks...` is found."""
-TARGET_CORE, LOAD_CORE = 0, 1
+TARGET_CORE, LOAD_CORE = "0", "1"
 _END_WITHIN_S = 10.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Pinned:
-    """A process that runs on one core, with all that it starts."""
+    """A process that runs on given cores, with all that it starts."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.pid = process.pid
@@ -64,13 +64,13 @@ class Pinned:
 
 @contextmanager
 def started(
-    core: int, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    cores: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Pinned]:
-    """Run `command` on `core`, its output in `log`, until the block ends. A session of its own keeps an
+    """Run `command` on `cores`, its output in `log`, until the block ends. A session of its own keeps an
     interrupt of the benchmark from reaching it before its end is asked for."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
+            ["taskset", "-c", cores, *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.router.lineup import Bench, Target, bench, installed_in
 from benchmarks.router.load import Measured
 from benchmarks.router.peers.bare import Bare
 from benchmarks.router.peers.nginx import Nginx
 from benchmarks.router.peers.servestate import Servestate
-from benchmarks.router.setup import Bench, Target, bench, installed_in
 
 STREAMS = 200
 _EVENTS = ("instructions:u", "instructions:k", "cycles:u", "cycles:k")

@@ -27,11 +27,13 @@ PLENTY = 1_000_000_000
 
 
 class Servestate:
-    """`tokens`: tokens are limited too, for which requests and answers are read."""
+    """`tokens`: tokens are limited too, for which requests and answers are read. `cores`: where it runs, ""
+    as every target."""
 
-    def __init__(self, *, workers: int = 1, tokens: bool = False) -> None:
+    def __init__(self, *, workers: int = 1, tokens: bool = False, cores: str = "") -> None:
         self.name = "servestate"
         self.about = "tokens, exact split, limits of calls"
+        self._cores = cores
         self._more: tuple[str, ...] = ()
         if tokens:
             self.name += " + token limits"
@@ -40,16 +42,17 @@ class Servestate:
         if workers > 1:
             self.name += f" x {workers}"
             self._more += ("--workers", str(workers))
+        if cores:
+            self.name += f" on cores {cores}"
 
     def program(self, installed: Path) -> Path | None:
         return Path(sys.executable)
 
     def launch(self, place: Place) -> Launch:
-        command = (sys.executable, "-m", __name__, str(place.folder), str(place.port))
         engines = tuple(str(port) for port in place.engines)
-        return Launch(
-            (*command, *engines, *self._more), fields=(f"Authorization: Bearer {TOKEN}",), model=ENDPOINT
-        )
+        command = (sys.executable, "-m", __name__, str(place.folder), str(place.port), *engines, *self._more)
+        fields = (f"Authorization: Bearer {TOKEN}",)
+        return Launch(command, fields=fields, model=ENDPOINT, cores=self._cores)
 
 
 def table(engines: tuple[int, int], tokens: bool) -> RoutingTable:

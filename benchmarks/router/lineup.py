@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -73,7 +72,7 @@ def installed_in() -> Path:
 @contextmanager
 def bench(peers: Sequence[Peer]) -> Iterator[Bench]:
     """Everything built and started; ended with the block. This process moves to the load's core."""
-    os.sched_setaffinity(0, {LOAD_CORE})
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
     with tempfile.TemporaryDirectory(prefix="router-bench-") as name, ExitStack() as stack:
@@ -108,14 +107,16 @@ def _target(
         return "not installed"
     own = folder / peer.name.replace(" ", "-")
     own.mkdir()
-    place = Place(own, free_port(), engines, installed)
+    place = Place(own, free_port(), free_port(), engines, installed)
     launch = peer.launch(place)
     began = time.monotonic()
-    process = stack.enter_context(started(TARGET_CORE, launch.command, own / "log", launch.environment))
+    process = stack.enter_context(
+        started(launch.cores or TARGET_CORE, launch.command, own / "log", launch.environment)
+    )
     try:
         wait_for(place.port, process, _READY_WITHIN_S)
         _first_answer(client, launch, place.port, process)
-    except (TimeoutError, subprocess.SubprocessError) as error:
+    except TimeoutError as error:
         process.end()
         return str(error)
     return Target(peer, launch, place.port, process, time.monotonic() - began, process.rss_mib())
