@@ -1,0 +1,182 @@
+"""Spans as a collector receives them."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from servestate.planner.diagnostics import InvalidInput
+from servestate.runtime.router.record import Record, Usage
+from servestate.runtime.router.traces import Traces
+from tests.router.records import live, recorded
+
+PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Collector(ThreadingHTTPServer):
+    """Keeps what it is sent; answers `status`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.received: list[tuple[str, bytes]] = []
+        self.status = 200
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def spans(self) -> list[Any]:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        requests = [ExportTraceServiceRequest.FromString(body) for _, body in self.received]
+        return [
+            span
+            for request in requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.received.append((self.path, body))
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: it is a test's."""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otlp is not installed")
+    with Collector() as found:
+        yield found
+        found.shutdown()
+
+
+def sent(collector: Collector, *records: Record) -> list[Any]:
+    traces = Traces(collector.url)
+    for record in records:
+        traces.ended(record)
+    traces.close(5.0)
+    assert traces.exporter.error == ""
+    return collector.spans()
+
+
+def values(span: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
+
+
+def test_a_span_of_a_request_within_its_callers_trace(collector: Collector) -> None:
+    record = recorded(
+        live(),
+        traceparent=PARENT,
+        usage=Usage(3, 4),
+        first_s=0.1,
+        total_s=0.5,
+        response_model="gemma",
+        failed=(("b", "503"),),
+    )
+    (span,) = sent(collector, record)
+    assert [path for path, _ in collector.received] == ["/v1/traces"]
+    assert span.name == "chat chat-ep"
+    assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+    assert span.parent_span_id.hex() == "b7ad6b7169203331"
+    assert span.kind == 2, "a server's"
+    assert span.end_time_unix_nano - span.start_time_unix_nano == 500_000_000
+    assert span.start_time_unix_nano == pytest.approx(1_790_000_000_123_400_000, abs=1000)
+    assert values(span) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "servestate",
+        "gen_ai.request.model": "model-a",
+        "gen_ai.response.model": "gemma",
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 4,
+        "gen_ai.server.time_to_first_token": 0.1,
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "servestate.request_id": "0123456789abcdef-1",
+        "servestate.endpoint": "chat-ep",
+        "servestate.entity": "a",
+        "servestate.replica": "chat-ep/a@rev#0",
+        "servestate.how": "split",
+        "servestate.attempts": 2,
+        "enduser.id": "ann@example.com",
+    }
+
+
+def test_traces_of_our_own_and_those_that_are_not_wanted(collector: Collector) -> None:
+    table = live()
+    spans = sent(
+        collector,
+        recorded(table),
+        recorded(table, traceparent=b"nonsense"),
+        recorded(table, traceparent=PARENT[:-2] + b"00"),
+        recorded(table, status=503, code="TEMPORARILY_UNAVAILABLE"),
+    )
+    assert len(spans) == 3, "whoever began the third does not sample it"
+    assert len({span.trace_id for span in spans}) == 3
+    assert all(span.parent_span_id == b"" for span in spans)
+    assert [span.status.code for span in spans] == [0, 0, 2]
+    assert values(spans[2])["error.type"] == "TEMPORARILY_UNAVAILABLE"
+
+
+def test_what_a_collector_refuses_is_counted_and_said(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    collector.status = 400
+    traces = Traces(collector.url + "/custom/path", delay_s=0.01)
+    traces.ended(recorded(live()))
+    traces.close(5.0)
+    assert collector.received[0][0] == "/custom/path"
+    assert traces.exporter.dropped == 1
+    assert traces.exporter.error == f"1 spans could not be sent to {collector.url}/custom/path"
+
+
+def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otlp is not installed")
+    caplog.set_level(logging.CRITICAL)
+    traces = Traces("http://127.0.0.1:1", delay_s=0.01)
+    began = time.monotonic()
+    for _ in range(1000):
+        traces.ended(recorded(live()))
+    assert time.monotonic() - began < 2.0
+    began = time.monotonic()
+    traces.close(1.0)
+    assert time.monotonic() - began < 1.5
+
+
+def test_without_the_sdk_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builtins.__import__
+
+    def absent(name: str, *rest: Any, **more: Any) -> Any:
+        if name.startswith("opentelemetry"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(InvalidInput) as caught:
+        Traces("http://127.0.0.1:1")
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "SS611"
+    assert "servestate[otlp]" in diagnostic.fix
