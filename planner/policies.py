@@ -38,7 +38,7 @@ _TOLD_BY = ('"ai_gateway"', '"rate_limits"', '"auto_capture_config"')
 
 def written_policy(policy: TrafficPolicy | None) -> str:
     """A policy as it is recorded: canonical JSON of what differs from the defaults; "" where nothing does."""
-    told = policy.model_dump(mode="json", by_alias=True, exclude_defaults=True) if policy is not None else {}
+    told = policy.model_dump(mode="json", exclude_defaults=True) if policy is not None else {}
     return canonical_json(told) if told else ""
 
 

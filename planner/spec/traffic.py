@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from servestate.planner.spec.fields import WANTED, Bytes, Flag, Schema, Seconds, Whole
@@ -23,6 +23,9 @@ def _source(value: Any) -> str:
 class StickySplit(Schema):
     """Requests with the same key go to the same entity: `from` is a request header, a member of the request's
     body, or who calls. Another `salt` deals all keys anew."""
+
+    # `from` is a word of Python; in YAML, and in whatever a site is handed on as, it stays what it is.
+    model_config = ConfigDict(serialize_by_alias=True)
 
     source: Annotated[str, BeforeValidator(_source)] = Field(alias="from")
     salt: str = ""

@@ -26,6 +26,7 @@ from servestate.runtime.api.call import Call, conflict, invalid
 from servestate.runtime.api.desk import Desk, no_endpoint
 from servestate.runtime.api.echo import detailed, listed
 from servestate.runtime.api.ledger import Status, Update
+from servestate.runtime.api.reach import check_hosts
 from servestate.runtime.api.view import endpoint_id
 
 MAX_PAGE = 1000
@@ -144,8 +145,10 @@ async def _create(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
         raise invalid("the body needs a name, which is text")
     block, secrets = _accepted(desk, {k: v for k, v in body.items() if k in ("name", "config", *_METADATA)})
     block = _owned(block, call.caller, desk)
-    judged = goals.as_judged(goals.resolved(block, None, desk.source.site(), units=units))
+    found = goals.resolved(block, None, desk.source.site(), units=units)
+    judged = goals.as_judged(found)
     _check_secrets(desk, call.caller, body.get("config"))
+    check_hosts(desk, call.caller, found, None)
     with desk.reserved(name):
         if "config" not in judged:
             await desk.make_bare(judged, call.caller.name)
@@ -270,6 +273,7 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     _check_kind(record, config)
     judged = goals.resolved(block, record, desk.source.site(), units=units)
     _check_secrets(desk, call.caller, given)
+    check_hosts(desk, call.caller, judged, record)
     _check_idle(desk, name)
     wanted = {"name": name, "config": goals.as_judged(judged)["config"]}
     before = goals.config_digest(record)

@@ -130,7 +130,8 @@ def guarded_site(folder: Path) -> Iterator[Guarded]:
         hidden = endpoint(HIDDEN, external(ENTITY, far.url))
         blocks = tuple({**one, "lifecycle": {"prevent_destroy": True}} for one in (shared, hidden))
         access = {"tokens": declared(REVOKED), "secret_scopes": ["demo"]}
-        with serving(folder, blocks, access=access) as server:
+        egress = {"egress": {"allow": ["127.0.0.1"]}}
+        with serving(folder, blocks, access=access, router=egress) as server:
             site = Guarded(server, far.url)
             site.make(OWN, MAKER)
             assert site.ask("GET", API, REVOKED).status == 200

@@ -105,3 +105,34 @@ def test_an_update_keeps_to_the_rules_of_a_create(guarded: Guarded) -> None:
     for verb, path in (("POST", "/pt"), ("PUT", f"/pt/{OWN}/config")):
         got = guarded.say(verb, path, {"name": "x", "config": {"served_entities": [units]}}, MAKER)
         assert (got.status, "not a place" in got.json["message"]) == (400, True)
+
+
+INTERNAL = ["http://127.0.0.2:1/v1", "http://localhost:1/v1", "http://[::1]:1/v1", "http://10.0.0.1/v1"]
+INTERNAL += [
+    "http://[::ffff:127.0.0.2]/v1",
+    "http://0.0.0.0:1/v1",
+    "http://100.64.0.1/v1",
+    "HTTP://192.168.0.1",
+]
+
+
+@pytest.mark.parametrize("url", INTERNAL)
+def test_hosts_that_only_the_router_reaches(guarded: Guarded, url: str) -> None:
+    far = guarded.far_entity()
+    far["external_model"]["openai_config"]["openai_api_base"] = url
+    check_refused(guarded, {"served_entities": [far]}, "")
+
+
+def test_where_clouds_keep_credentials_is_for_nobody(guarded: Guarded) -> None:
+    for url in ("http://169.254.169.254/latest", "http://[fd00:ec2::254]/", "http://[fe80::1]/"):
+        far = guarded.far_entity()
+        far["external_model"]["openai_config"]["openai_api_base"] = url
+        got = guarded.say("POST", "", {"name": "x", "config": {"served_entities": [far]}})
+        assert (got.status, "SS129" in got.json["message"]) == (400, True)
+
+
+def test_who_may_apply_may_name_them(guarded: Guarded) -> None:
+    far = guarded.far_entity()
+    far["external_model"]["openai_config"]["openai_api_base"] = "http://127.0.0.2:1/v1"
+    assert guarded.say("POST", "", {"name": "x", "config": {"served_entities": [far]}}).status == 200
+    assert guarded.say("DELETE", "/x", None).status == 200

@@ -196,7 +196,11 @@ def write_site(site: Site, endpoints: tuple[dict[str, Any], ...], **settings: An
     if not program.exists():
         program.symlink_to(HERE / "engine.py")
     management, router = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    block = {"management": {"listen": management}, "router": {"listen": router}, "models": catalogue()}
+    listeners = {
+        "management": {"listen": management},
+        "router": {"listen": router, **settings.pop("router", {})},
+    }
+    block = {**listeners, "models": catalogue()}
     document: dict[str, Any] = {"servestate": {**block, **settings}}
     if endpoints:
         document["resources"] = resources(endpoints)

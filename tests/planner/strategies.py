@@ -67,7 +67,15 @@ LAUNCHES = st.builds(
 EXTERNALS = st.builds(ExternalSpec, NAMES, TEXT, TEXT, TEXT, NAMES, TEXT, TEXT, PAIRS)
 TARGETS = st.builds(Target, NAMES, WHOLE, st.lists(INSTANCES, max_size=2).map(tuple))
 RECORDS = st.builds(
-    EndpointRecord, NAMES, NAMES, TEXT, TEXT, WHOLE, st.lists(TARGETS, max_size=2).map(tuple), st.booleans()
+    EndpointRecord,
+    NAMES,
+    NAMES,
+    TEXT,
+    TEXT,
+    WHOLE,
+    st.lists(TARGETS, max_size=2).map(tuple),
+    st.booleans(),
+    traffic=TEXT,
 )
 
 STEPS = st.one_of(

@@ -46,6 +46,7 @@ servestate:
     assert found.router.tls.cert == "c.pem"
     assert found.router.access_log is not None
     assert found.router.access_log.max_bytes == 2**20
+    assert Site.model_validate_json(found.model_dump_json()) == found
     policy = found.traffic["a"]
     assert policy.sticky is not None
     assert policy.sticky.source == "header:X-Session"

@@ -1,0 +1,39 @@
+"""Which hosts a request may have the router send to: whoever makes an endpoint chooses its URLs, and the
+router stands where that caller may not."""
+
+from __future__ import annotations
+
+from servestate.planner.access import Caller, Right
+from servestate.planner.launch import ExternalSpec
+from servestate.planner.resolve import Resolved
+from servestate.planner.spec.internal import allows, host_of, is_internal
+from servestate.planner.state import EndpointRecord
+from servestate.runtime.api.call import invalid
+from servestate.runtime.api.desk import Desk
+
+
+def check_hosts(desk: Desk, caller: Caller, found: Resolved, record: EndpointRecord | None) -> None:
+    """Internal hosts are for those who may also apply bundles, and where nobody is told apart. What the
+    endpoint has already (`record`), and what the site allows, may stay. Raises Refusal.
+
+    Only what is written is judged here; where a name leads is checked when the router connects.
+    """
+    if desk.keyring.open or caller.may(Right.APPLY):
+        return
+    allowed = (*desk.source.site().router.egress.allow, *_hosts_of(desk, record))
+    specs = [entity.spec for endpoint in found.endpoints for entity in endpoint.entities]
+    for spec in specs:
+        host = host_of(spec.url) if isinstance(spec, ExternalSpec) else ""
+        if is_internal(host) and not allows(allowed, host):
+            raise invalid(
+                f"the host {host[:60]!r} is internal, and not one that requests may name; "
+                "fix: add it to servestate.router.egress.allow"
+            )
+
+
+def _hosts_of(desk: Desk, record: EndpointRecord | None) -> list[str]:
+    """The hosts that the endpoint's entities are at."""
+    instances = desk.view.state().instances
+    addresses = [a for target in record.targets for a in target.instances] if record is not None else []
+    specs = [instances[address].spec for address in addresses if address in instances]
+    return [host_of(spec.url) for spec in specs if isinstance(spec, ExternalSpec)]
