@@ -41,6 +41,8 @@ from servestate.runtime.router.plain import folded
 
 _TEXT_CHARACTERS = 4 << 20
 """Of one body, all its texts together; about a million tokens."""
+_LITERAL_CHARACTERS = 32
+"""What a string costs beside its length, in characters: a body of nothing but short ones takes longest."""
 
 _ENVELOPE = frozenset(
     {"client_request_id", "encoding_format", "id", "model", "object", "service_tier", "stop"}
@@ -122,7 +124,7 @@ class _Judge:
         contents: dict[Path, list[Literal]] = {}
         for literal in literals(text, numbers=kind in (COMPLETION, EMBEDDING)):
             self._check_readable(kind, literal)
-            if not _is_text(kind, literal):
+            if not self._takes(kind, literal):
                 continue
             edits += within(text, literal, self._text(literal.path, literal.value))
             if (content := _content_of(literal.path)) is not None:
@@ -151,7 +153,7 @@ class _Judge:
         passages: dict[Path, list[tuple[_Event, Literal]]] = {}
         for event in events:
             for literal in literals(event.text):
-                if _is_text(kind, literal):
+                if self._takes(kind, literal):
                     path = _numbered(literal.path, event.document)
                     passages.setdefault(path, []).append((event, literal))
         edits = [edit for path, pieces in passages.items() for edit in self._passage(path, pieces)]
@@ -206,11 +208,16 @@ class _Judge:
                     yield from within(text, part, [Edit(begin, end, label)])
                     first = False
 
-    def _text(self, path: Path, text: str) -> list[Edit]:
-        """What is masked in one text. Raises Refused."""
-        self._characters += len(text)
+    def _takes(self, kind: Kind, literal: Literal) -> bool:
+        """Whether a literal is to be judged. Raises Refused for more of them than one body may have."""
+        is_text = _is_text(kind, literal)
+        self._characters += _LITERAL_CHARACTERS + (len(literal.value) if is_text else 0)
         if self._characters > _TEXT_CHARACTERS:
             raise self._unreadable(f"has more than {_TEXT_CHARACTERS} characters of text")
+        return is_text
+
+    def _text(self, path: Path, text: str) -> list[Edit]:
+        """What is masked in one text. Raises Refused."""
         self._check_keywords(text)
         if path and path[-1] == "arguments" and (inner := _json(text)) is not None:
             return list(self._arguments(inner))
