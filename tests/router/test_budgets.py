@@ -87,12 +87,13 @@ async def wrong_at(r: rig.Rig, edge: Edge, piece: int, after_good: bool) -> str:
         if after_good:
             writer.write(request())
             assert (await bounded(read_answer(reader))).status == 200
+        reading = asyncio.ensure_future(read_answer(reader))  # a refusal may be followed by a reset
         for at in range(0, len(edge.data), piece):
             if writer.transport.is_closing():  # refused, and closed after what it still read
                 break
             writer.write(edge.data[at : at + piece])
             await asyncio.sleep(0)
-        got = await bounded(read_answer(reader))
+        got = await bounded(reading)
     finally:
         writer.close()
     if (got.status, got.closed) == (edge.status, edge.off > 0):
