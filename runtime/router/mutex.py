@@ -8,7 +8,7 @@ import mmap
 import os
 import time
 
-PATIENCE_S = 0.01
+PATIENCE_S = 0.04
 """How long a loop may stand still for another worker, which needs the lock for microseconds."""
 MUTEX_BYTES = 64
 """Room for one; a pthread_mutex_t has 40 to 48 bytes, by platform."""
