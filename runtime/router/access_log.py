@@ -23,6 +23,7 @@ _QUEUE_BYTES = 8 << 20
 _REASON_CHARACTERS = 200
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 """Its trace, span and flags (W3C Trace Context, section 3.2)."""
+_MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))  # half the price of formatting one
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class AccessLog:
 def rfc3339(seconds: float) -> str:
     """A time since the epoch in UTC, to the millisecond."""
     whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+    return _second(whole) + _MILLISECONDS[int((seconds - whole) * 1000)]
 
 
 def trace_id(traceparent: bytes) -> str:

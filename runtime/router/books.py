@@ -39,7 +39,7 @@ class Books(kept.Books):
     """The books of one worker. Owned by the loop; what takes long is done by threads of each part."""
 
     def __init__(self, config: BooksConfig, secrets: Secrets, worker: int = 0) -> None:
-        """`worker` is its number, from 0. Raises InvalidInput SS611 where traces are wanted and cannot be."""
+        """`worker` is its number, from 0. Raises InvalidInput SS643 where traces are wanted and cannot be."""
         self.metrics = Metrics()
         self._config = config
         self._secrets = secrets

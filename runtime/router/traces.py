@@ -68,7 +68,7 @@ class Traces:
 
     def __init__(self, url: str, delay_s: float = 1.0) -> None:
         """`url` is that of the collector, with the path of its traces or without any; spans are sent so long
-        after the first of a batch. Raises InvalidInput SS611 where the SDK is not installed."""
+        after the first of a batch. Raises InvalidInput SS643 where the SDK is not installed."""
         try:
             from opentelemetry import trace
             from opentelemetry.sdk.resources import Resource
@@ -164,7 +164,7 @@ def _missing(error: ImportError) -> InvalidInput:
     return InvalidInput(
         [
             Diagnostic(
-                "SS611",
+                "SS643",
                 f"router.traces needs the OpenTelemetry SDK, which cannot be imported: {error}",
                 "pip install 'servestate[otlp]', or take servestate.router.traces out",
             )

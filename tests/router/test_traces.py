@@ -178,5 +178,5 @@ def test_without_the_sdk_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InvalidInput) as caught:
         Traces("http://127.0.0.1:1")
     (diagnostic,) = caught.value.diagnostics
-    assert diagnostic.code == "SS611"
+    assert diagnostic.code == "SS643"
     assert "servestate[otlp]" in diagnostic.fix
