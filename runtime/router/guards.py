@@ -41,8 +41,9 @@ from servestate.runtime.router.plain import folded
 
 _TEXT_CHARACTERS = 4 << 20
 """Of one body, all its texts together; about a million tokens."""
-_LITERAL_CHARACTERS = 32
-"""What a string costs beside its length, in characters: a body of nothing but short ones takes longest."""
+_PER_TEXT, _PER_NAME = 32, 4
+"""What a text costs beside its length, and a key or another string, in characters: a body of nothing but
+short ones takes longest. A stream may have about 50,000 chunks."""
 
 _ENVELOPE = frozenset(
     {"client_request_id", "encoding_format", "id", "model", "object", "service_tier", "stop"}
@@ -211,7 +212,7 @@ class _Judge:
     def _takes(self, kind: Kind, literal: Literal) -> bool:
         """Whether a literal is to be judged. Raises Refused for more of them than one body may have."""
         is_text = _is_text(kind, literal)
-        self._characters += _LITERAL_CHARACTERS + (len(literal.value) if is_text else 0)
+        self._characters += _PER_TEXT + len(literal.value) if is_text else _PER_NAME
         if self._characters > _TEXT_CHARACTERS:
             raise self._unreadable(f"has more than {_TEXT_CHARACTERS} characters of text")
         return is_text

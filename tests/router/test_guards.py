@@ -148,7 +148,7 @@ def test_what_is_no_text_is_refused(kind: Kind, body: Any) -> None:
 def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servestate.runtime.router.guards._TEXT_CHARACTERS", 1000)
     sent(WORDS, CHAT, chat("a" * 700))
-    for contents in (["a" * 1001], ["a" * 400, "b" * 400], [""] * 20):
+    for contents in (["a" * 1001], ["a" * 480, "b" * 480], [""] * 30):
         with pytest.raises(Refused) as refused:
             sent(WORDS, CHAT, chat(*contents))
         assert "more than 1000 characters" in why(refused)
@@ -426,6 +426,11 @@ def test_a_stream_without_finds_passes_untouched() -> None:
     stream = b": ping\n\nevent: x\nid: 7\nretry: 5\n" + events(*spoken("hel", "lo"), *END, end="\r\n\r\n")
     assert BOTH.answer(CHAT, stream, streaming=True) is stream
     assert BOTH.answer(CHAT, b"", streaming=True) == b""
+
+
+def test_a_long_stream_is_judged_whole() -> None:
+    stream = events(*spoken(*["a token "] * 15_000), *END)
+    assert BOTH.answer(CHAT, stream, streaming=True) is stream
 
 
 def test_choices_are_texts_of_their_own() -> None:
