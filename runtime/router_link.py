@@ -40,7 +40,7 @@ class ControlSocket:
                         reason = (status or {}).get("table_error") or ""
                         # A table that it refuses counts as not adopted even where the version it routes by is
                         # higher: so it is after an older state was restored.
-                        if status is None or (status["table_version"] >= table_version and not reason):
+                        if status is None or (_routes_by(status, table_version) and not reason):
                             return
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
@@ -81,8 +81,14 @@ async def router_trouble(control_path: Path, table_path: Path, table_version: in
         return ""
     if error := status["table_error"]:
         return f"refuses the routing table: {error.partition(f'{table_path.name}: ')[2] or error}"
+    return "" if _routes_by(status, table_version) else f"routing by version {status['table_version']}"
+
+
+def _routes_by(status: dict[str, Any], table_version: int) -> bool:
+    """Whether every worker routes by that version of the table, or a later one. None is one that has no
+    worker for now: whoever comes reads the table as it then is."""
     adopted = status["table_version"]
-    return f"routing by version {adopted}" if adopted < table_version else ""
+    return adopted is None or adopted >= table_version
 
 
 def _not_adopted(reason: str) -> PermanentError:
@@ -117,7 +123,7 @@ async def router_status(control_path: Path) -> dict[str, Any] | None:
 def _status_in(answer: bytes) -> dict[str, Any]:
     """The status that an answer carries. Raises ValueError for anything else, such as half an answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200 " not in head.split(b"\r\n")[0]:
+    if b" 200 " not in head.split(b"\r\n")[0]:  # 503: one of its workers does not answer
         raise ValueError("not a status")
     status: dict[str, Any] = json.loads(body)
     return status

@@ -207,6 +207,11 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
     for verb in (serve, up):
         verb.add_argument("--no-controller", action="store_true", help="what dies is not started again")
         verb.add_argument("--no-api", action="store_true", help="no management API and no listener for it")
+        verb.add_argument(
+            "--replace",
+            action="store_true",
+            help="take over from the router that runs here, if one does; no connection is refused",
+        )
     status = _verb(verbs, "status", "status", "endpoints, split desired and observed, instances, health")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     _server(status)

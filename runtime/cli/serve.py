@@ -6,32 +6,42 @@ from __future__ import annotations
 import argparse
 import asyncio
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.planner.spec.listeners import Listener
 from servestate.planner.spec.site import Site
 from servestate.planner.table_build import build_table
 from servestate.providers.protocol import TransientError
 from servestate.runtime.cli.common import options, workspace_of
 from servestate.runtime.cli.output import complain
 from servestate.runtime.configuration import Options, has_configuration, load_configuration
-from servestate.runtime.keyring import keyring_of, write_keyring
+from servestate.runtime.keyring import Keyring, keyring_of, write_keyring
 from servestate.runtime.router_link import router_status
-from servestate.runtime.table_file import write_table
+from servestate.runtime.table_file import write_durably, write_table
 from servestate.runtime.workspace import Workspace
+
+if TYPE_CHECKING:
+    from servestate.runtime.router.books import BooksConfig
+    from servestate.runtime.router.server import RouterConfig
+    from servestate.runtime.router.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What runs beside the router. `reread` gives the site as it is written now, or raises InvalidInput;
-    `configuration` is where that is, None where there is nothing."""
+    `configuration` is where that is, None where there is nothing. With `replace` it is taken over from the
+    router that runs, if one does."""
 
     controller: bool
     api: bool
     reread: Callable[[], Site]
     configuration: Options | None
+    replace: bool = False
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,6 +57,7 @@ def beside(arguments: argparse.Namespace) -> Beside:
         not arguments.no_api,
         lambda: load_configuration(options(arguments)).site,
         configuration,
+        arguments.replace,
     )
 
 
@@ -61,37 +72,102 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
     PermanentError where a declared token cannot be had."""
     _prepare(workspace, beside.api)
     keyring = keyring_of(workspace.site.access, workspace.secrets)
-    write_keyring(workspace.keyring_path, keyring)
-    from servestate.runtime.guard import API, CONTROLLER, Guard
+    with _written(keyring, workspace.keyring_path) as keyring_in_use:
+        from servestate.runtime.guard import API, CONTROLLER, Guard
+        from servestate.runtime.router.service import run as run_router
+
+        children = [child for child, on in ((CONTROLLER, beside.controller), (API, beside.api)) if on]
+        guards = [Guard(c, workspace, complain, beside.reread, beside.configuration) for c in children]
+
+        def ready(url: str) -> None:
+            keyring_in_use()
+            if keyring.open:
+                complain("servestate: no access tokens are declared: this machine only, and everybody on it")
+            on_ready(url)
+
+        def alone() -> None:
+            for guard in guards:  # not before: those of a router that is being replaced hold the locks
+                guard.start()
+
+        with ExitStack() as ending:
+            for guard in guards:
+                ending.callback(guard.stop)
+            return run_router(
+                router_config(workspace, api=beside.api),
+                ready,
+                lambda url: complain(f"servestate: managing on {url}"),
+                replace=beside.replace,
+                on_alone=alone,
+                tell=complain,
+            )
+
+
+def router_config(workspace: Workspace, *, api: bool) -> RouterConfig:
+    """What the router of a site is told. `api` says whether the management API runs beside it."""
+    from servestate.runtime.router.egress import Egress
+    from servestate.runtime.router.health import HealthPolicy
+    from servestate.runtime.router.limits import Limits
     from servestate.runtime.router.server import RouterConfig
-    from servestate.runtime.router.server import run as run_router
-
-    children = [child for child, on in ((CONTROLLER, beside.controller), (API, beside.api)) if on]
-    guards = [Guard(c, workspace, complain, beside.reread, beside.configuration) for c in children]
-
-    def ready(url: str) -> None:
-        for guard in guards:  # not before: a router that cannot start has nothing to go beside
-            guard.start()
-        if keyring.open:
-            complain("servestate: no access tokens are declared: this machine only, and everybody on it")
-        on_ready(url)
 
     site = workspace.site
-    config = RouterConfig(
+    return RouterConfig(
         table_path=workspace.table_path,
         control_path=workspace.control_path,
         host=site.router.host,
         port=site.router.port,
         secrets=workspace.secrets,
-        management=(site.management.host, site.management.port) if beside.api else None,
-        api_path=workspace.api_path if beside.api else None,
+        limits=Limits(
+            drain_s=site.router.drain_s,
+            egress=Egress.of(site.router.egress.allow),
+            health=HealthPolicy(**site.router.health.model_dump()),
+        ),
+        management=(site.management.host, site.management.port) if api else None,
+        api_path=workspace.api_path if api else None,
         keyring_path=workspace.keyring_path,
         plaintext=frozenset(n for n in ("router", "management") if getattr(site, n).plaintext),
+        tls=_tls(site.router, workspace.root),
+        management_tls=_tls(site.management, workspace.root),
+        workers=site.router.workers,
+        books=_books(workspace),
     )
-    with ExitStack() as ending:
-        for guard in guards:
-            ending.callback(guard.stop)
-        return run_router(config, ready, lambda url: complain(f"servestate: managing on {url}"))
+
+
+def _books(workspace: Workspace) -> BooksConfig:
+    from servestate.runtime.router.access_log import AccessLogConfig
+    from servestate.runtime.router.books import BooksConfig
+
+    log, traces = workspace.site.router.access_log, workspace.site.router.traces
+    return BooksConfig(
+        AccessLogConfig(workspace.root / log.path, log.max_bytes, log.keep) if log is not None else None,
+        workspace.folder / workspace.prefix.removesuffix("."),
+        traces.otlp if traces is not None else "",
+    )
+
+
+def _tls(listener: Listener, root: Path) -> TlsFiles | None:
+    from servestate.runtime.router.tls import TlsFiles
+
+    tls = listener.tls
+    return None if tls is None else TlsFiles(root / tls.cert, root / tls.key)
+
+
+@contextmanager
+def _written(keyring: Keyring, path: Path) -> Iterator[Callable[[], None]]:
+    """Have the keyring in its file, from which the router reads it. Before the function that is given was
+    called, a failure restores what was there: a router that runs by it goes on as before."""
+    before = path.read_bytes() if path.exists() else None
+    write_keyring(path, keyring)
+    in_use = False
+
+    def used() -> None:
+        nonlocal in_use
+        in_use = True
+
+    try:
+        yield used
+    finally:
+        if not in_use and before is not None:
+            write_durably(path, before.decode(), mode=0o600)
 
 
 def _prepare(workspace: Workspace, api: bool) -> None:

@@ -58,6 +58,9 @@ class Limits:
     linger_s: float = 2.0
     drain_s: float = 30.0
     """How long requests in flight may take to end once the router was asked to stop."""
+    farewell_s: float = 1.0
+    """How long connections between two requests are then kept: a request that is on its way already is still
+    answered, with `Connection: close`, instead of meeting a closed socket."""
     tick_s: float = 0.25
     """How often deadlines are looked at; one sweep for all sockets instead of a timer per request."""
     table_poll_s: float = 0.05

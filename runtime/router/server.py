@@ -1,4 +1,4 @@
-"""The router's process: sockets opened and closed, the sweep that watches deadlines and the table."""
+"""One process that answers: its connections, and the sweep that watches deadlines and files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import asyncio
 import contextlib
 import gc
 import os
-import signal
-import socket
+import resource
+import ssl
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from socket import socket
 from typing import Any
-
-import uvloop
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.spec.access_rules import is_loopback
+from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
+from servestate.runtime.router.books import Books, BooksConfig
 from servestate.runtime.router.browser import own_names
 from servestate.runtime.router.client import ClientConnection, Management
+from servestate.runtime.router.families import Snapshot
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.listen import BACKLOG, Sockets, url_of
+from servestate.runtime.router.memory import Memory
+from servestate.runtime.router.prober import Prober
 from servestate.runtime.router.routing import LiveTable, Registry
-from servestate.runtime.router.status import ControlConnection, endpoints_report, replicas_report
+from servestate.runtime.router.status import endpoints_report, limited_report, replicas_report, states_report
 from servestate.runtime.router.table_watch import TableWatch
+from servestate.runtime.router.tls import Certificate, TlsFiles
 from servestate.runtime.router.upstream import Origin, UnixOrigin
 
-OnReady = Callable[[str], None]
-
-_BACKLOG = 1024
-_SOCKET_PATH_BYTES = 107  # sockaddr_un of Linux, less the closing NUL
+_RESERVED_FILES = 64
+"""Descriptors for all but clients and their upstreams: listeners, control, files that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,11 @@ class RouterConfig:
     """Where the table is read, where to listen (port 0 = any free one), and within which limits.
 
     `management` is the host and port of the listener that also relays to the management API, whose socket is
-    `api_path`; both or neither are given. `keyring_path` says who may call; None: everybody. `plaintext`
-    names the listeners (`router`, `management`) that others than this machine may reach without TLS.
+    `api_path`; both or neither are given. `keyring_path` says who may call; None: everybody. `tls` and
+    `management_tls` have a listener end TLS itself; `plaintext` names the listeners (`router`, `management`)
+    that others than this machine may reach without. `workers` is how many processes answer; with more than
+    one, `secrets` has to be of a kind that can be pickled (`SiteSecrets`). `books` says what is kept of
+    requests beyond metrics.
     """
 
     table_path: Path
@@ -54,122 +61,110 @@ class RouterConfig:
     api_path: Path | None = None
     keyring_path: Path | None = None
     plaintext: frozenset[str] = frozenset()
+    tls: TlsFiles | None = None
+    management_tls: TlsFiles | None = None
+    workers: int = 1
+    books: BooksConfig = field(default_factory=BooksConfig)
 
     def __post_init__(self) -> None:
         if (self.management is None) != (self.api_path is None):
             raise ValueError("management and api_path are given together")
 
 
-def run(config: RouterConfig, on_ready: OnReady | None = None, on_management: OnReady | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises InvalidInput SS601..SS604 and SS610 if it cannot
-    start."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, on_ready, on_management))
-
-
-async def serve(
-    config: RouterConfig, on_ready: OnReady | None = None, on_management: OnReady | None = None
-) -> int:
-    """As `run`, in the running loop. Once requests are accepted `on_management`, where there is such a
-    listener, and then `on_ready` are called with the URLs."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        router = Router(config)
-        await router.start()
-        if on_management is not None and router.management_url:
-            on_management(router.management_url)
-        if on_ready is not None:
-            on_ready(router.url)
-        await stop.wait()
-        await router.stop()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-    return 0
-
-
 class Router:
-    """One running router. Everything here belongs to the loop it was started in."""
+    """One process's router. Everything here belongs to the loop it was started in. `memory` holds what all
+    workers count together."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, memory: Memory | None = None) -> None:
+        """Raises InvalidInput SS601, SS602, SS610, SS611 and SS640."""
         self._config = config
         self.access = Access(config.keyring_path, exposed=_is_exposed(config))
-        self.limits = config.limits
+        self.limits = _within_reach(config.limits)
         self.clients: set[ClientConnection] = set()
         self.stopping = False
         self._started = time.time()
-        self._registry = Registry(config.limits, config.secrets, int(self._started))
-        self._watch = TableWatch(config.table_path, self._registry.admit)
-        self.table: LiveTable = self._watch.table
+        self._memory = memory or Memory.private()
+        self._registry = Registry(config.limits, config.secrets, int(self._started), self._memory)
+        self.books = Books(config.books, config.secrets, self._memory.worker)
+        self._watch = TableWatch(config.table_path, self._admit)
+        self.table: LiveTable
+        self._adopt()
+        self._tls = _certificate(config.tls)
+        self._management_tls = _certificate(config.management_tls)
+        self._prober = Prober(lambda: self.table, config.limits.health, self.books.metrics.ejections.add)
         self._loop: asyncio.AbstractEventLoop
         self._api: Origin | None = None
         self._servers: list[asyncio.Server] = []
-        self._control: asyncio.Server
         self._empty = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.url = self.management_url = ""
 
-    async def start(self) -> None:
-        """Open all sockets. Raises InvalidInput SS603 (port), SS604 (control socket)."""
-        self._loop = loop = asyncio.get_running_loop()
-        config = self._config
-        with contextlib.ExitStack() as opened:
-            listening = opened.enter_context(_listen(config.host, config.port))
-            managing = opened.enter_context(_listen(*config.management)) if config.management else None
-            control = _listen_control(config.control_path)
-            opened.pop_all()
-        if managing is not None:
-            await self._manage(managing, loop)
-        self._servers.append(await self._serve(lambda: ClientConnection(self, loop), listening, loop))
-        self._control = await loop.create_unix_server(
-            lambda: ControlConnection(self.report, self.limits), sock=control
-        )
-        self.url = _url(listening)
+    async def start(self, sockets: Sockets) -> None:
+        """Answer on those sockets, which are closed with `stop`."""
+        self._loop = asyncio.get_running_loop()
+        if sockets.management:
+            await self._manage(sockets.management)
+        await self._serve(lambda: ClientConnection(self, self._loop), sockets.router, self._tls)
+        self.url = url_of(sockets.router, _scheme(self._tls))
+        self._prober.start(self._loop)
         self._every(self.limits.tick_s, "sweep", self._sweep)
         self._every(self.limits.table_poll_s, "files", self._look_at_files)
         gc.collect()
         gc.freeze()  # what stands now stays for ever: no collection needs to look at it
 
-    async def _manage(self, listening: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    async def _manage(self, sockets: tuple[socket, ...]) -> None:
         """Answer for the management API as well."""
         config = self._config
         assert config.management is not None
         assert config.api_path is not None
         self._api = UnixOrigin(config.api_path, config.limits)
         management = Management(self._api, own_names(config.management[0]))
-        server = await self._serve(lambda: ClientConnection(self, loop, management), listening, loop)
-        self._servers.append(server)
-        self.management_url = _url(listening)
+        tls = self._management_tls
+        await self._serve(lambda: ClientConnection(self, self._loop, management), sockets, tls)
+        self.management_url = url_of(sockets, _scheme(tls))
 
     async def _serve(
-        self,
-        connection: Callable[[], ClientConnection],
-        listening: socket.socket,
-        loop: asyncio.AbstractEventLoop,
-    ) -> asyncio.Server:
-        return await loop.create_server(connection, sock=listening, backlog=_BACKLOG)
+        self, connection: Callable[[], ClientConnection], sockets: Iterable[socket], tls: Certificate | None
+    ) -> None:
+        context: ssl.SSLContext | None = None if tls is None else tls.context
+        handshake_s = None if tls is None else self.limits.header_s
+        for sock in sockets:
+            server = await self._loop.create_server(
+                connection, sock=sock, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
+            )
+            self._servers.append(server)
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
-        self.stopping = True
+        self.stopping = True  # from now on every answer says that the connection closes
         for server in self._servers:
             server.close()
+        deadline = self._loop.time() + self.limits.drain_s
+        for client in list(self.clients):
+            if not client.idle:
+                client.stop()
+        await self._emptied(min(self.limits.farewell_s, self.limits.drain_s))
         for client in list(self.clients):
             client.stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), self.limits.drain_s if self.clients else 0)
-        for client in list(self.clients):
-            client.abort()
+        await self._emptied(deadline - self._loop.time())
+        self.abort()
+        self._prober.stop()
         for timer in self._timers.values():
             timer.cancel()
         for origin in self._origins():
             origin.retire()
-        self._control.close()
-        self._config.control_path.unlink(missing_ok=True)
         await asyncio.sleep(0)
+        self.books.close()
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+        for client in list(self.clients):
+            client.abort()
+
+    async def _emptied(self, within_s: float) -> None:
+        if self.clients and within_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), within_s)
 
     def left(self, client: ClientConnection) -> None:
         """See `client.Desk`."""
@@ -178,7 +173,7 @@ class Router:
             self._empty.set()
 
     def report(self) -> dict[str, Any]:
-        """The answer to `GET /status`."""
+        """What this process says of itself; see `status.merged`."""
         return {
             "pid": os.getpid(),
             "started_at": self._started,
@@ -186,13 +181,20 @@ class Router:
             "management": self.management_url or None,
             "access": "open" if self.access.open else "tokens",
             "access_error": self.access.error,
+            "tls_error": next((tls.error for tls in self._certificates() if tls.error), None),
             "table_version": self.table.source.version,
             "table_error": self._watch.error,
             "table_copy_error": self._watch.copy_error,
             "connections": len(self.clients),
             "endpoints": endpoints_report(self.table),
-            "replicas": replicas_report(self._registry.gauges),
+            "replicas": replicas_report(self._registry.gauges, time.monotonic()),
+            "books": self.books.report(),
         }
+
+    def snapshot(self) -> Snapshot:
+        """The metrics of this process."""
+        limited, states = limited_report(self.table), states_report(self.table, time.monotonic())
+        return self.books.snapshot(self.table, len(self.clients), limited, states)
 
     def _every(self, seconds: float, name: str, work: Callable[[], None]) -> None:
         def again() -> None:
@@ -212,89 +214,55 @@ class Router:
         mine = () if self._api is None else (self._api,)
         return chain(self._registry.origins.values(), mine)
 
+    def _certificates(self) -> Iterable[Certificate]:
+        return [tls for tls in (self._tls, self._management_tls) if tls is not None]
+
     def _look_at_files(self) -> None:
         self.access.poll(self._loop.time())
+        for certificate in self._certificates():
+            certificate.poll()
         if self._watch.poll():
-            self.table = self._watch.table
+            self._adopt()
+
+    def _admit(self, table: RoutingTable) -> LiveTable:
+        self.books.check(table)
+        return self._registry.admit(table)
+
+    def _adopt(self) -> None:
+        self.table = self._watch.table
+        self.books.adopt(self.table)
 
 
 def _is_exposed(config: RouterConfig) -> bool:
     """Whether others than this machine reach a listener. Raises InvalidInput SS601 for one of which nobody
     said that tokens may cross the network readable by others."""
-    listeners = {"router": config.host}
+    listeners = {"router": (config.host, config.tls)}
     if config.management is not None:
-        listeners["management"] = config.management[0]
-    exposed = {name: host for name, host in listeners.items() if not is_loopback(host)}
-    for name, host in exposed.items():
-        if name not in config.plaintext:
-            raise _invalid(
-                "SS601",
-                f"refusing to listen on {host!r}: what is sent there, tokens too, is readable by others",
-                "listen on 127.0.0.1, ::1 or localhost, or put a proxy that ends TLS in front and set "
-                f"servestate.{name}.plaintext: true",
+        listeners["management"] = (config.management[0], config.management_tls)
+    exposed = {name: one for name, one in listeners.items() if not is_loopback(one[0])}
+    for name, (host, tls) in exposed.items():
+        if tls is None and name not in config.plaintext:
+            what = f"refusing to listen on {host!r}: what is sent there, tokens too, is readable by others"
+            fix = (
+                f"give it a certificate (servestate.{name}.tls), listen on 127.0.0.1, ::1 or localhost, "
+                f"or put a proxy that ends TLS in front and set servestate.{name}.plaintext: true"
             )
+            raise InvalidInput([Diagnostic("SS601", what, fix)])
     return bool(exposed)
 
 
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _within_reach(limits: Limits) -> Limits:
+    """No more clients than there are descriptors for, with an upstream for each: one too many is told so,
+    where without descriptors its connection could only be dropped, and no file be read any more."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return limits
+    return replace(limits, client_sockets=min(limits.client_sockets, max(1, (most - _RESERVED_FILES) // 2)))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        raise _invalid(
-            "SS603",
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            "stop what uses the port, choose another, or 0 for any free one",
-        ) from None
-    return sock
+def _certificate(files: TlsFiles | None) -> Certificate | None:
+    return None if files is None else Certificate(files)
 
 
-def _listen_control(path: Path) -> socket.socket:
-    """The control socket, for this user only. A file left by a router that died is replaced."""
-    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
-        raise _invalid(
-            "SS604",
-            f"the control socket's path is longer than {_SOCKET_PATH_BYTES} bytes: {path}",
-            "shorten it",
-        )
-    if _answers(path):
-        raise _invalid("SS604", f"another router answers on {path}", "stop it first")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        path.unlink(missing_ok=True)
-        sock.bind(os.fspath(path))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise _invalid(
-            "SS604", f"cannot open the control socket {path}: {error.strerror or error}", "check its folder"
-        ) from None
-    finally:
-        os.umask(mask)
-    return sock
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-    return True
-
-
-def _invalid(code: str, what: str, fix: str) -> InvalidInput:
-    return InvalidInput([Diagnostic(code, what, fix)])
+def _scheme(tls: Certificate | None) -> str:
+    return "http" if tls is None else "https"

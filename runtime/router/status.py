@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
 
 import orjson
 
 from servestate.runtime.router.counters import BOUNDS_MS, Counters
 from servestate.runtime.router.errors import Refused
+from servestate.runtime.router.exposition import CONTENT_TYPE
 from servestate.runtime.router.http1 import RequestReader
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import Gauge, LiveEndpoint, LiveTable
-
-Report = Callable[[], dict[str, Any]]
 
 
 def endpoints_report(table: LiveTable) -> dict[str, Any]:
@@ -31,9 +30,27 @@ def endpoints_report(table: LiveTable) -> dict[str, Any]:
     }
 
 
-def replicas_report(gauges: dict[str, Gauge]) -> dict[str, Any]:
-    """Requests running on each replica, by whichever table they came."""
-    return {replica: {"inflight": gauge.inflight} for replica, gauge in gauges.items()}
+def replicas_report(gauges: dict[str, Gauge], now: float) -> dict[str, Any]:
+    """Requests running on each replica, by whichever table they came, and its health; see `Health.report`."""
+    return {
+        replica: {"inflight": gauge.inflight, **gauge.health.report(now)} for replica, gauge in gauges.items()
+    }
+
+
+def states_report(table: LiveTable, now: float) -> Iterator[tuple[str, str, str, str]]:
+    """The health of each replica in one word: endpoint, entity, replica, state."""
+    for name, endpoint in table.endpoints.items():
+        for entity in endpoint.entities:
+            for backend in entity.backends:
+                yield name, entity.route.name, backend.replica, backend.gauge.health.report(now)["state"]
+
+
+def limited_report(table: LiveTable) -> Iterator[tuple[str, str, str, int]]:
+    """What limits refused, and would have: endpoint, limit, mode, how often."""
+    for name, endpoint in table.endpoints.items():
+        if endpoint.rates is not None:
+            for mode, counts in (("enforce", endpoint.rates.refused), ("shadow", endpoint.rates.shadowed)):
+                yield from ((name, limit, mode, count) for limit, count in counts.items())
 
 
 def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
@@ -62,37 +79,64 @@ def _answers(counters: Counters) -> dict[str, Any]:
     }
 
 
-class ControlConnection(asyncio.Protocol):
-    """One caller of the control socket: `GET /status`, `GET /healthz`; one request, then closed."""
+class Reporting(Protocol):
+    """What the control socket tells of. Both raise Silent where a worker does not answer."""
 
-    def __init__(self, report: Report, limits: Limits) -> None:
-        self._report = report
+    async def report(self) -> dict[str, Any]:
+        """The answer to `GET /status`."""
+
+    async def exposition(self) -> bytes:
+        """The answer to `GET /metrics`."""
+
+
+class Silent(Exception):
+    """A worker is there and gives no answer: what it does is not known."""
+
+
+class ControlConnection(asyncio.Protocol):
+    """One caller of the control socket: `GET /status`, `GET /metrics`, `GET /healthz`; one request, then
+    closed."""
+
+    def __init__(self, reporting: Reporting, limits: Limits) -> None:
+        self._reporting = reporting
         self._reader = RequestReader(limits)
         self._transport: asyncio.Transport
+        self._answering: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
 
     def data_received(self, data: bytes) -> None:
+        if self._answering is not None:
+            return
         try:
             if not self._reader.receive(data):
                 return
         except Refused as refusal:
-            self._answer(refusal.failure.status, {"message": refusal.failure.message})
+            self._send(refusal.failure.status, orjson.dumps({"message": refusal.failure.message}))
             return
         head = self._reader.head
-        asked = (head.method, head.target) if head is not None else None
-        if asked == (b"GET", b"/status"):
-            self._answer(200, self._report())
-        elif asked == (b"GET", b"/healthz"):
-            self._answer(200, {"status": "ok"})
-        else:
-            self._answer(404, {"message": "there is only GET /status and GET /healthz"})
+        asked = (head.method, head.target) if head is not None else (b"", b"")
+        self._answering = asyncio.get_running_loop().create_task(self._answer(*asked))
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
-        body = orjson.dumps(content)
+    async def _answer(self, method: bytes, target: bytes) -> None:
+        try:
+            match method, target.partition(b"?")[0]:
+                case b"GET", b"/status":
+                    self._send(200, orjson.dumps(await self._reporting.report()))
+                case b"GET", b"/metrics":
+                    self._send(200, await self._reporting.exposition(), CONTENT_TYPE)
+                case b"GET", b"/healthz":
+                    self._send(200, b'{"status":"ok"}')
+                case _:
+                    what = b'{"message":"there is only GET /status, GET /metrics and GET /healthz"}'
+                    self._send(404, what)
+        except Silent as error:
+            self._send(503, orjson.dumps({"message": str(error)}))
+
+    def _send(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
         self._transport.write(
-            b"HTTP/1.1 %d \r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+            b"HTTP/1.1 %d \r\nContent-Type: %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, content_type, len(body), body)
         )
         self._transport.close()

@@ -21,6 +21,10 @@ from servestate.planner.table_file import encode
 from servestate.providers.secrets import EnvSecrets, Secret
 from servestate.runtime.keyring import Keyring, keyring_of, write_keyring
 from servestate.runtime.router import Limits, Router, RouterConfig
+from servestate.runtime.router.exposition import expose
+from servestate.runtime.router.listen import control_socket, open_all
+from servestate.runtime.router.service import Service
+from servestate.runtime.router.status import ControlConnection
 
 QUICK = Limits(tick_s=0.01, table_poll_s=0.01)
 CHAT = b'{"model":"chat-ep","messages":[{"role":"user","content":"hi"}]}'
@@ -101,13 +105,34 @@ async def serving(
             keyring_path=keys,
         )
         router = Router(config)
-        await router.start()
+        await router.start(open_all((config.host, config.port), config.management))
+        control = await asyncio.get_running_loop().create_unix_server(
+            lambda: ControlConnection(_Reports(router), limits), sock=control_socket(config.control_path)
+        )
         try:
             yield Rig(router, config)
         finally:
-            for client in list(router.clients):
-                client.abort()
+            router.abort()
             await router.stop()
+            control.close()
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """What the control socket tells of a router that has one process."""
+
+    router: Router
+
+    async def report(self) -> dict[str, Any]:
+        return self.router.report()
+
+    async def exposition(self) -> bytes:
+        return expose(self.router.snapshot())
+
+
+def service(config: RouterConfig) -> Service:
+    """The whole router of a configuration, not started yet."""
+    return Service(config, print, lambda: None)
 
 
 @dataclass

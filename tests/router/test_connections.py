@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import Limits, Router, RouterConfig
+from servestate.runtime.router import Limits, RouterConfig
 from servestate.runtime.router import client as client_module
 from tests.router import rig
 from tests.router.rig import (
@@ -266,7 +266,7 @@ def test_ipv6(tmp_path: Path) -> None:
                 secrets=EnvSecrets({}),
                 limits=QUICK,
             )
-            router = Router(config)
+            router = rig.service(config)
             await router.start()
             assert router.url.startswith("http://[::1]:")
             port = int(router.url.rsplit(":", 1)[1])

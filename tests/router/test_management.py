@@ -345,13 +345,13 @@ def test_both_ports_are_announced_and_given_back(tmp_path: Path) -> None:
     async def body() -> None:
         write_table(tmp_path / "table.json", NOTHING)
         both = config(tmp_path, management=("127.0.0.1", 0), api_path=tmp_path / "api.sock")
-        router = rig.Router(both)
+        router = rig.service(both)
         await router.start()
         taken = int(router.management_url.rsplit(":", 1)[1])
         with pytest.raises(InvalidInput, match="SS603"):
-            await rig.Router(replace(both, management=("127.0.0.1", taken))).start()
+            await rig.service(replace(both, management=("127.0.0.1", taken))).start()
         await router.stop()
-        again = rig.Router(replace(both, management=("127.0.0.1", taken)))
+        again = rig.service(replace(both, management=("127.0.0.1", taken)))
         await again.start()
         await again.stop()
 

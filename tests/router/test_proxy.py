@@ -159,7 +159,7 @@ def test_the_control_socket_reports() -> None:
             entities = report["endpoints"]["chat-ep"]["entities"]
             assert (entities["a"]["assigned"], entities["b"]["assigned"]) == (9, 1)
             assert (entities["b"]["direct"], entities["b"]["requests"]) == (1, 2)
-            assert report["replicas"]["a#0"] == {"inflight": 0}
+            assert report["replicas"]["a#0"] == {"inflight": 0, "state": "healthy"}
             assert report["table_version"] == 1
             assert report["table_error"] is None
 

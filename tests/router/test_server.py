@@ -42,7 +42,7 @@ def test_it_never_listens_off_loopback(tmp_path: Path, host: str) -> None:
 def test_loopback_it_listens_on(tmp_path: Path, host: str) -> None:
     async def body() -> None:
         write_table(tmp_path / "table.json", table(entity("a", 100)))
-        router = Router(config(tmp_path, host=host))
+        router = rig.service(config(tmp_path, host=host))
         await router.start()
         await router.stop()
 
@@ -56,16 +56,16 @@ def test_a_port_that_is_taken_and_a_control_socket_in_use(tmp_path: Path) -> Non
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             with pytest.raises(InvalidInput, match="SS603"):
-                await Router(config(tmp_path, port=taken.getsockname()[1])).start()
-        router = Router(config(tmp_path))
+                await rig.service(config(tmp_path, port=taken.getsockname()[1])).start()
+        router = rig.service(config(tmp_path))
         await router.start()
         with pytest.raises(InvalidInput, match="SS604"):
-            await Router(config(tmp_path)).start()
+            await rig.service(config(tmp_path)).start()
         await router.stop()
         # A file that a killed router left is no obstacle.
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(tmp_path / "control.sock"))
-        again = Router(config(tmp_path))
+        again = rig.service(config(tmp_path))
         await again.start()
         await again.stop()
         assert not (tmp_path / "control.sock").exists()

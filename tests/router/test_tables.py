@@ -80,10 +80,10 @@ def test_requests_in_flight_keep_their_table() -> None:
             await installed(r, table(moved, version=2))
             assert (await ask(r, request())).body == b'{"ok":true}'
             replicas = r.router.report()["replicas"]
-            assert replicas == {"a#0": {"inflight": 1}, "a2#0": {"inflight": 0}}
+            assert {name: one["inflight"] for name, one in replicas.items()} == {"a#0": 1, "a2#0": 0}
             gate.set()
             assert (await running).body == b"old"
-            assert r.router.report()["replicas"]["a#0"] == {"inflight": 0}
+            assert r.router.report()["replicas"]["a#0"]["inflight"] == 0
             await rig.until(lambda: old.open == 0)
             await installed(r, table(moved, version=3))
             assert "a#0" not in r.router.report()["replicas"]

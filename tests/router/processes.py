@@ -1,0 +1,201 @@
+"""Routers as processes of their own, clients that keep calling, and a ledger of what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.router.rig import Answer, read_answer, request
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from servestate.providers.site_secrets import SiteSecrets
+from servestate.runtime.router import Limits, RouterConfig, run
+from servestate.runtime.router.tls import TlsFiles
+folder = Path(sys.argv[1])
+given = json.loads(sys.argv[2])
+files = given.pop("tls", None)
+replace = given.pop("replace", False)
+config = RouterConfig(
+    folder / "table.json", folder / "control.sock", given.pop("host", "127.0.0.1"), given.pop("port", 0),
+    SiteSecrets(folder / "engine.key", folder / "kept.json"), workers=given.pop("workers", 1),
+    limits=Limits(**given), tls=TlsFiles(*map(Path, files)) if files else None,
+)
+sys.exit(run(
+    config, lambda url: print(url, flush=True), replace=replace,
+    on_alone=lambda: print("alone", flush=True), tell=lambda line: print(line, file=sys.stderr, flush=True),
+))
+"""
+
+
+@dataclass
+class Process:
+    """A router that runs. `said` is what it wrote on standard error, once it has ended."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    url: str
+    said: str = ""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def line(self) -> str:
+        """The next line on standard output."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self, number: int = signal.SIGTERM, within_s: float = 20) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return self.wait(within_s)
+
+    def wait(self, within_s: float = 20) -> int:
+        """The exit code, once it has ended."""
+        _, said = self.process.communicate(timeout=within_s)
+        self.said += said
+        return self.process.returncode
+
+
+@contextmanager
+def launched(folder: Path, environ: dict[str, str] | None = None, **given: Any) -> Iterator[Process]:
+    """A router process that accepts connections, on the table in `folder`. `given` are `workers`, `host`,
+    `port`, `tls` (two paths), `replace`, and any of `Limits`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(given)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environ or {})},
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, process.communicate(timeout=10)[1]
+        yield Process(process, folder, url)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What the router says on its control socket. Raises OSError, and ValueError for what is no status."""
+    return json.loads(control(folder, "/status"))
+
+
+def control(folder: Path, path: str) -> bytes:
+    """The body of an answer of the control socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(folder / "control.sock"))
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 200 " not in head.split(b"\r\n")[0]:
+        raise ValueError(answer.decode())
+    return body
+
+
+async def when(folder: Path, holds: Any, within_s: float = 10) -> dict[str, Any]:
+    """The status, once it is as wanted."""
+    end = time.monotonic() + within_s
+    while True:
+        found = {}
+        with suppress(OSError, ValueError):
+            found = await asyncio.to_thread(status, folder)
+            if holds(found):
+                return found
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Ledger:
+    """What became of every call. `refused` are connections that could not be made, `broken` answers that did
+    not come whole; `slowest` is the longest that one took, in seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    entities: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+
+    def note(self, answer: Answer, began: float) -> None:
+        """Enter an answer."""
+        self.slowest = max(self.slowest, time.monotonic() - began)
+        if not answer.whole:
+            self.broken.append(f"{answer.status} {answer.body!r}")
+            return
+        self.statuses[answer.status] += 1
+        self.entities[answer.fields.get("served-model-name", "")] += 1
+
+
+@asynccontextmanager
+async def load(
+    port: int,
+    clients: int = 8,
+    *,
+    host: str = "127.0.0.1",
+    reuse: int = 20,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Ledger]:
+    """Clients that call one after the other for as long as the body runs, each on a connection that it
+    replaces after `reuse` calls, or when it was told that it closes."""
+    ledger = Ledger()
+    done = asyncio.Event()
+    tasks = [asyncio.create_task(_client(ledger, done, host, port, reuse, tls)) for _ in range(clients)]
+    try:
+        yield ledger
+    finally:
+        done.set()
+        await asyncio.gather(*tasks)
+
+
+async def _client(
+    ledger: Ledger, done: asyncio.Event, host: str, port: int, reuse: int, tls: ssl.SSLContext | None
+) -> None:
+    while not done.is_set():
+        try:
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=tls, server_hostname="localhost" if tls else None
+            )
+        except OSError as error:
+            ledger.refused.append(str(error))
+            await asyncio.sleep(0.01)
+            continue
+        for _ in range(reuse):
+            began = time.monotonic()
+            try:
+                writer.write(request())
+                answer = await read_answer(reader)
+            except OSError as error:
+                ledger.broken.append(str(error))
+                break
+            ledger.note(answer, began)
+            if done.is_set() or answer.closed:
+                break
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
