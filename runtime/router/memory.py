@@ -24,10 +24,9 @@ from math import inf
 from servestate.runtime.router.mutex import MUTEX_BYTES, Mutex
 
 MOST_WORKERS = 64
-
-WINDOWS = 65_536
+WINDOWS = 32_768
 """How many windows there are for all limits and callers; where they are used up, the one of a caller that
-has not called for longest, among those near the new one, is forgotten. Untouched ones take no memory."""
+was admitted last longest ago, among those near the new one, is forgotten. Untouched ones take no memory."""
 _GAUGES = 4_096
 _SEQUENCES = 16_384
 
@@ -196,7 +195,7 @@ class Memory:
         """A number by which a row is found. Whose rows lie together cannot be known outside."""
         key = self._buffer[_KEY_AT * _NUMBER : _KEY_AT * _NUMBER + _KEY_BYTES]
         hashed = blake2b(repr(parts).encode(), digest_size=8, key=key).digest()
-        return int.from_bytes(hashed, "little") >> 1 | 1
+        return (int.from_bytes(hashed, "little") >> 1) or 1
 
     def sequence(self, key: str) -> Sequence:
         """The numbers of `key`, which go on where they stood."""
