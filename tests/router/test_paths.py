@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from servestate.runtime.router import client
 from servestate.runtime.router.errors import Shape
 from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, resolve
 from tests.router import rig
 from tests.router.rig import CHAT, read_answer, serving
 from tests.router.upstreams import Upstream, entity, table
 
-FORBIDDEN = [
-    "/pause",
-    "/resume",
-    "/metrics",
-    "/load",
-    "/tokenize",
-    "/v1/load_lora_adapter",
-    "/collective_rpc",
-]
-FORBIDDEN += ["/sleep?level=1", "/invocations", "/v1/responses", "/v1", "/", "/health", "/v1/models/x"]
+
+def names(text: str) -> list[str]:
+    return text.split()
+
+
+FORBIDDEN = names("""
+/pause /resume /is_paused /abort_requests /update_weights /update_weights_from_disk
+/init_weight_transfer_engine /finish_weight_update /get_world_size /sleep /wake_up /is_sleeping /collective_rpc /reset_prefix_cache
+/reset_mm_cache /reset_encoder_cache /server_info /scale_elastic_ep /is_scaling_elastic_ep
+/start_profile /stop_profile /tokenize /detokenize /tokenizer_info /pooling /classify /score /rerank /generate
+/inference/v1/generate /invocations /ping /health /live /ready /load /metrics /version /docs /redoc
+/openapi.json /v1/load_lora_adapter /v1/unload_lora_adapter /v1/responses /v1/messages /v1/score /v1/rerank
+/v1/audio/transcriptions /v1/audio/translations /v1/images/generations /v1/files /v1/models/x /v1 /v2/rerank
+/slots /slots/0?action=erase /props /infill /lora-adapters /apply-template /completion /embedding /api/chat
+/api/generate /api/pull /api/delete /debug/pprof /flush_cache /get_weights_by_name /set_internal_state
+/release_memory_occupation /resume_memory_occupation /v1/chat /v1/completions/x / /.well-known/x
+""")
+"""Of engines: administration, development, other tasks, and what says too much."""
 PATH = "/v1/chat/completions"
 
 
@@ -35,6 +46,17 @@ def spellings() -> list[str]:
             f"/./{bare}",
             f"/{bare}/",
             f"/{bare};x",
+            f"/{bare}%00",
+            f"/{bare}?x=/v1/chat/completions",
+            f"/v1/chat/completions%3f/../../{bare}",
+            f"/v1/chat/completions%23/{bare}",
+            f"/serving-endpoints/chat-ep/served-models/current/..%2f..%2f..%2f{bare}",
+            f"/serving-endpoints/chat-ep/invocations/../../../{bare}",
+            f"/%c0%ae%c0%ae/{bare}",
+            f"/v1%5c..%5c{bare}",
+            "/" + "".join(f"%{byte:02x}" for byte in bare.encode()),
+            "/" + "".join(f"%25{byte:02x}" for byte in bare.encode()),
+            "/" + bare.upper(),
         ]
     for odd in (
         "%00",
@@ -73,17 +95,31 @@ def spellings() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def test_two_hundred_spellings_reach_nobody() -> None:
+def test_a_thousand_spellings_reach_nobody() -> None:
     async def body() -> None:
         paths = spellings()
-        assert len(paths) >= 200
+        assert len(paths) >= 1000
         async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
             for path in paths:
-                got = await rig.ask(r, rig.request(CHAT, path))
-                assert got.status in (400, 404), path
+                for method in ("POST", "GET"):
+                    got = await rig.ask(r, rig.request(CHAT, path, method=method))
+                    assert got.status in (400, 404), (method, path)
             absolute = b"POST http://127.0.0.1/pause HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
             assert (await rig.ask(r, absolute)).status == 400
-            assert up.received == []
+            assert up.connections == 0
+
+    rig.run(body())
+
+
+def test_the_check_notices_a_router_that_passes_paths_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With whatever follows the root taken for a query, forbidden paths do reach the upstream."""
+    monkeypatch.setattr(client, "resolve", lambda method, target: Invocation("chat-ep"))
+
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
+            for path in FORBIDDEN:
+                assert (await rig.ask(r, rig.request(CHAT, path))).status == 200
+            assert len(up.received) == len(FORBIDDEN)
 
     rig.run(body())
 
