@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.external import CONFIG_OF, ExternalModel
-from servestate.planner.spec.internal import host_of, is_never_reached
+from servestate.planner.spec.hosts import host_of, is_never_reached
 from servestate.planner.spec.report import Report
 
 SECRET_REFERENCE = re.compile(r"\{\{secrets/[^/{}\s]+/[^/{}\s]+\}\}\Z")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.endpoint import Endpoint
-from servestate.planner.spec.internal import is_never_reached, network_of
+from servestate.planner.spec.hosts import is_never_reached, network_of
 from servestate.planner.spec.report import Report
 from servestate.planner.spec.site import Site
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from servestate.planner.owners import API_OWNER, API_VERB
+from servestate.planner.policies import policy_of
 from servestate.planner.resolve import Resolved, ResolvedEndpoint, resolve
 from servestate.planner.revision import canonical_json, digest
 from servestate.planner.spec.request import load_request
@@ -31,9 +32,16 @@ def wanted(update: Update, record: EndpointRecord | None, site: Site) -> Resolve
 def resolved(
     block: Mapping[str, Any], record: EndpointRecord | None, site: Site, *, units: bool = False
 ) -> Resolved:
-    """An endpoint that a request describes, as its owner's. Raises InvalidInput with all that is wrong."""
+    """An endpoint that a request describes, as its owner's. Raises InvalidInput with all that is wrong.
+
+    A bundle's endpoint keeps the traffic policy that its bundle applied, perhaps from elsewhere; one of the
+    API's has what the site says now.
+    """
     owner = record.owner if record is not None else API_OWNER
     key = record.key if record is not None else str(block.get("name", ""))
+    if record is not None and owner != API_OWNER:
+        traffic = {**site.traffic, record.name: policy_of(record.traffic)}
+        site = site.model_copy(update={"traffic": traffic})
     desired = load_request(block, site, owner, key, units=units)
     return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
 

@@ -70,7 +70,7 @@ _LOOK_S = 0.25
 _PAGE = 1000
 _LARGEST = 16 << 20
 _OF_SERVER = ("state", "router", "management", "secrets", "providers", "access")
-_OF_CLIENT = ("models", "workload_types", "overrides")
+_OF_CLIENT = ("models", "workload_types", "overrides", "traffic")
 _LONGEST_URL = 500
 
 M = TypeVar("M", bound=BaseModel)

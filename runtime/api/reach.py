@@ -6,10 +6,11 @@ from __future__ import annotations
 from servestate.planner.access import Caller, Right
 from servestate.planner.launch import ExternalSpec
 from servestate.planner.resolve import Resolved
-from servestate.planner.spec.internal import allows, host_of, is_internal
+from servestate.planner.spec.hosts import host_of
 from servestate.planner.state import EndpointRecord
 from servestate.runtime.api.call import invalid
 from servestate.runtime.api.desk import Desk
+from servestate.runtime.router.egress import Egress, Forbidden, check_address
 
 
 def check_hosts(desk: Desk, caller: Caller, found: Resolved, record: EndpointRecord | None) -> None:
@@ -20,15 +21,29 @@ def check_hosts(desk: Desk, caller: Caller, found: Resolved, record: EndpointRec
     """
     if desk.keyring.open or caller.may(Right.APPLY):
         return
-    allowed = (*desk.source.site().router.egress.allow, *_hosts_of(desk, record))
+    policy = Egress.of([*desk.source.site().router.egress.allow, *_hosts_of(desk, record)])
     specs = [entity.spec for endpoint in found.endpoints for entity in endpoint.entities]
     for spec in specs:
         host = host_of(spec.url) if isinstance(spec, ExternalSpec) else ""
-        if is_internal(host) and not allows(allowed, host):
+        if host and not _may_be_written(host, policy):
             raise invalid(
                 f"the host {host[:60]!r} is internal, and not one that requests may name; "
                 "fix: add it to servestate.router.egress.allow"
             )
+
+
+def _may_be_written(host: str, policy: Egress) -> bool:
+    """Whether the host is a global address, allowed by name or address, or another name."""
+    name = host.lower().rstrip(".")
+    if name in policy.names or name == "localhost":
+        return name in policy.names
+    try:
+        check_address(host, policy.networks)
+    except Forbidden:
+        return False
+    except ValueError:  # another name
+        return True
+    return True
 
 
 def _hosts_of(desk: Desk, record: EndpointRecord | None) -> list[str]:
@@ -36,4 +51,4 @@ def _hosts_of(desk: Desk, record: EndpointRecord | None) -> list[str]:
     instances = desk.view.state().instances
     addresses = [a for target in record.targets for a in target.instances] if record is not None else []
     specs = [instances[address].spec for address in addresses if address in instances]
-    return [host_of(spec.url) for spec in specs if isinstance(spec, ExternalSpec)]
+    return [host for spec in specs if isinstance(spec, ExternalSpec) and (host := host_of(spec.url))]

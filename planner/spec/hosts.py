@@ -1,10 +1,10 @@
-"""Addresses that are nobody else's business: internal ones, and those that are never reached at all."""
+"""Hosts as URLs and lists name them, and the addresses among them that are never reached. What a name leads
+to is seen when somebody connects: see `router/egress.py`."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,25 +36,6 @@ def is_never_reached(host: str) -> bool:
     """Whether `host` is an address at which nothing but a machine's own cloud answers."""
     address = address_of(host)
     return address is not None and any(address in network for network in _NEVER)
-
-
-def is_internal(host: str) -> bool:
-    """Whether `host` is `localhost` or an address that is not a public one. What another name leads to is
-    seen when somebody connects."""
-    address = address_of(host)
-    if address is None:
-        return host.rstrip(".").lower() == "localhost"
-    return not address.is_global
-
-
-def allows(allowed: Iterable[str], host: str) -> bool:
-    """Whether a list of addresses, networks and names has `host`."""
-    address = address_of(host)
-    for entry in allowed:
-        network = network_of(entry)
-        if entry.lower() == host.lower() or (network and address is not None and address in network):
-            return True
-    return False
 
 
 def host_of(url: str) -> str:
