@@ -21,14 +21,16 @@ def names(text: str) -> list[str]:
 FORBIDDEN = names("""
 /pause /resume /is_paused /abort_requests /update_weights /update_weights_from_disk
 /init_weight_transfer_engine /finish_weight_update /get_world_size /sleep /wake_up /is_sleeping
-/collective_rpc /reset_prefix_cache /reset_mm_cache /reset_encoder_cache
-/server_info /scale_elastic_ep /is_scaling_elastic_ep /start_profile /stop_profile /tokenize /detokenize /tokenizer_info /pooling /classify /score /rerank /generate
-/inference/v1/generate /invocations /ping /health /live /ready /load /metrics /version /docs /redoc
-/openapi.json /v1/load_lora_adapter /v1/unload_lora_adapter /v1/responses /v1/messages /v1/score /v1/rerank
-/v1/audio/transcriptions /v1/audio/translations /v1/images/generations /v1/files /v1/models/x /v1 /v2/rerank
-/slots /slots/0?action=erase /props /infill /lora-adapters /apply-template /completion /embedding /api/chat
-/api/generate /api/pull /api/delete /debug/pprof /flush_cache /get_weights_by_name /set_internal_state
-/release_memory_occupation /resume_memory_occupation /v1/chat /v1/completions/x / /.well-known/x
+/collective_rpc /reset_prefix_cache /reset_mm_cache /reset_encoder_cache /server_info
+/scale_elastic_ep /is_scaling_elastic_ep /start_profile /stop_profile /tokenize /detokenize
+/tokenizer_info /pooling /classify /score /rerank /generate /inference/v1/generate /invocations
+/ping /health /live /ready /load /metrics /version /docs /redoc /openapi.json /v1/load_lora_adapter
+/v1/unload_lora_adapter /v1/responses /v1/messages /v1/score /v1/rerank /v1/audio/transcriptions
+/v1/audio/translations /v1/images/generations /v1/files /v1/models/x /v1 /v2/rerank /slots
+/slots/0?action=erase /props /infill /lora-adapters /apply-template /completion /embedding /api/chat
+/api/generate /api/pull /api/delete /debug/pprof /flush_cache /get_weights_by_name
+/set_internal_state /release_memory_occupation /resume_memory_occupation /v1/chat /v1/completions/x
+/ /.well-known/x
 """)
 """Of engines: administration, development, other tasks, and what says too much."""
 PATH = "/v1/chat/completions"
