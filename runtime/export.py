@@ -72,6 +72,9 @@ def _comments(record: EndpointRecord) -> Iterator[str]:
         yield f"created {_stamp(record.history.created)}"
         if record.history.changed != record.history.created:
             yield f"changed {_stamp(record.history.changed)}"
+    if record.traffic:
+        policy = json.dumps(json.loads(record.traffic))  # ASCII, so it cannot end its line
+        yield f"in the site, servestate.traffic has {quoted(record.name)}: {policy}"
     if refers(json.loads(record.block)):
         yield "its secrets of the scope servestate-api came with a request: they count at this site alone"
 

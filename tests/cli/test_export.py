@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,15 @@ def test_how_it_looks() -> None:
         history=History(3, made, Stamp("bob\nx: y", made.at + 60, "apply")),
     )
     assert exported([changed]) == (Path(__file__).parent / "snapshots" / "export" / "chat.yaml").read_text()
+
+
+@pytest.mark.parametrize("salt", ["autumn", "x\u2028y: z", 'a" # b', "\x85"])
+def test_the_policy_of_the_site_is_a_comment_that_means_the_same(salt: str) -> None:
+    policy = {"split": "sticky", "sticky": {"from": "caller", "salt": salt}}
+    one = replace(record({"name": "chat"}), traffic=canonical_json(policy))
+    (line,) = [line for line in exported([one]).splitlines() if "servestate.traffic" in line]
+    assert yaml.safe_load(line.rpartition(" has ")[2]) == {"chat": policy}
+    assert load([Document("e.yaml", exported([one]))]).site == SiteBlock()
 
 
 def test_keys_of_several_bundles_do_not_collide() -> None:
