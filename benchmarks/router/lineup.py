@@ -23,7 +23,6 @@ from benchmarks.router.processes import (
 )
 
 HERE = Path(__file__).parent
-_READY_WITHIN_S = 60.0
 _OPEN_FILES = 20_000
 
 
@@ -70,12 +69,13 @@ def installed_in() -> Path:
 
 
 @contextmanager
-def bench(peers: Sequence[Peer]) -> Iterator[Bench]:
-    """Everything built and started; ended with the block. This process moves to the load's core."""
-    os.sched_setaffinity(0, {int(LOAD_CORE)})
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
-    with tempfile.TemporaryDirectory(prefix="router-bench-") as name, ExitStack() as stack:
+def bench(peers: Sequence[Peer], ready_within_s: float = 60.0) -> Iterator[Bench]:
+    """Everything built and started; ended with the block, in which this process runs on the load's core."""
+    with (
+        _beside_the_load(),
+        tempfile.TemporaryDirectory(prefix="router-bench-") as name,
+        ExitStack() as stack,
+    ):
         folder = Path(name)
         client = Client(build(HERE / "load.c", folder), folder)
         engine = build(HERE / "upstream.c", folder)
@@ -84,12 +84,25 @@ def bench(peers: Sequence[Peer]) -> Iterator[Bench]:
         absent: dict[str, str] = {}
         targets = []
         for peer in peers:
-            found = _target(stack, peer, folder, ports, client)
+            found = _target(stack, peer, folder, ports, client, ready_within_s)
             if isinstance(found, Target):
                 targets.append(found)
             else:
                 absent[peer.name] = found
         yield Bench(client, (engines[0], engines[1]), ports, tuple(targets), absent)
+
+
+@contextmanager
+def _beside_the_load() -> Iterator[None]:
+    """This process on the load's core, with as many open files as the targets need, until the block ends."""
+    cores, (soft, hard) = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _engine(stack: ExitStack, program: Path, port: int, folder: Path) -> Pinned:
@@ -99,7 +112,7 @@ def _engine(stack: ExitStack, program: Path, port: int, folder: Path) -> Pinned:
 
 
 def _target(
-    stack: ExitStack, peer: Peer, folder: Path, engines: tuple[int, int], client: Client
+    stack: ExitStack, peer: Peer, folder: Path, engines: tuple[int, int], client: Client, within_s: float
 ) -> Target | str:
     """The peer started and tried, or why it cannot be measured. One that fails must not end the run."""
     installed = installed_in()
@@ -114,19 +127,19 @@ def _target(
         started(launch.cores or TARGET_CORE, launch.command, own / "log", launch.environment)
     )
     try:
-        wait_for(place.port, process, _READY_WITHIN_S)
-        _first_answer(client, launch, place.port, process)
+        wait_for(place.port, process, within_s)
+        _first_answer(client, launch, place.port, process, within_s)
     except TimeoutError as error:
         process.end()
         return str(error)
     return Target(peer, launch, place.port, process, time.monotonic() - began, process.rss_mib())
 
 
-def _first_answer(client: Client, launch: Launch, port: int, process: Pinned) -> None:
+def _first_answer(client: Client, launch: Launch, port: int, process: Pinned, within_s: float) -> None:
     """Ask until it answers: a router that listens may not know yet that its engines are well. Raises
     TimeoutError with the last refusal."""
     request = request_of(launch, body_of(256, launch.model))
-    end = time.monotonic() + _READY_WITHIN_S
+    end = time.monotonic() + within_s
     while True:
         tried = client.requests(port, request, 0.05, process, connections=1)
         if tried.count and not tried.failed:

@@ -1,6 +1,6 @@
 """Where the time of one request goes, in our router.
 
-    python -m benchmarks.router.profile [--seconds 3] [--traffic small|large|chunk]
+    python -m benchmarks.router.profile [--seconds 3] [--traffic small|large|chunk] [--workers N] [--tokens]
 
 Counts first: instructions and cycles, in user space and in the kernel, beside nginx and the bare prototype
 (`perf stat`), and system calls (`strace -c`). Instructions in user space hardly change with what else the
@@ -69,18 +69,22 @@ def main() -> None:
     )
     options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--traffic", choices=[traffic.name for traffic in TRAFFIC])
+    options.add_argument("--workers", type=int, default=1)
+    options.add_argument("--tokens", action="store_true", help="limit tokens too")
     chosen = options.parse_args()
+    ours = Servestate(workers=chosen.workers, tokens=chosen.tokens)
     kinds = [traffic for traffic in TRAFFIC if chosen.traffic in (None, traffic.name)]
-    with bench([Nginx(), Servestate(), Bare()]) as on:
+    with bench([Nginx(), ours, Bare()]) as on:
         for name, why in on.absent.items():
             print(f"{name}: {why}")
         for traffic in kinds:
             print(f"## One {traffic.unit}\n")
             print(counts(on, traffic, chosen.seconds))
-            for ours in (target for target in on.targets if target.name == "servestate"):
-                print(system_calls(on, ours, traffic, chosen.seconds))
-                print(libraries(on, ours, traffic, chosen.seconds))
-                print(functions(on, ours, traffic, chosen.seconds))
+            for target in on.targets:
+                if target.name == ours.name:
+                    print(system_calls(on, target, traffic, chosen.seconds))
+                    print(libraries(on, target, traffic, chosen.seconds))
+                    print(functions(on, target, traffic, chosen.seconds))
 
 
 def counts(on: Bench, traffic: Traffic, seconds: float) -> str:
@@ -158,14 +162,15 @@ def libraries(on: Bench, target: Target, traffic: Traffic, seconds: float) -> st
 
 
 def functions(on: Bench, target: Target, traffic: Traffic, seconds: float) -> str:
-    """Time in each Python function: in itself with the C that it calls, and with all that it calls."""
+    """Time in each Python function: in itself with the C that it calls, and with all that it calls. Threads
+    count while they hold the interpreter's lock; of several workers one is looked at."""
     spy = installed_in() / "py-spy" / "bin" / "py-spy"
     if not spy.exists():
         return "py-spy is not installed: no functions.\n"
     raw = target.process.log.parent / "stacks"
     lasts = max(int(seconds), 1)
     command = [str(spy), "record", "-f", "raw", "-r", str(_SAMPLES_PER_S), "-d", str(lasts), "-o", str(raw)]
-    with _during([*command, "-F", "-p", str(target.process.pid)]) as process:
+    with _during([*command, "--gil", "-F", "-p", str(target.process.tree()[-1])]) as process:
         cost = traffic.run(on, target, lasts + 1).cpu_us
         process.communicate()
     own: Counter[str] = Counter()

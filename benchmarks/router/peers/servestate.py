@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 from benchmarks.router.peer import MODEL, Launch, Place
 from servestate.planner.spec.site import Access
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Limit, RoutingTable
-from servestate.planner.table_file import encode
-from servestate.providers.secrets import EnvSecrets, variable_name
+from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.keyring import keyring_of, write_keyring
 from servestate.runtime.router import RouterConfig, run
+from servestate.runtime.router.access_log import AccessLogConfig
+from servestate.runtime.router.books import BooksConfig
+from servestate.runtime.table_file import write_table
 
 ENDPOINT, TOKEN, USER = "multi-model", "bench-token", "bench"
 PLENTY = 1_000_000_000
@@ -32,12 +33,12 @@ class Servestate:
 
     def __init__(self, *, workers: int = 1, tokens: bool = False, cores: str = "") -> None:
         self.name = "servestate"
-        self.about = "tokens, exact split, limits of calls"
+        self.about = "access tokens, exact split, metrics, access log, limits of calls"
         self._cores = cores
         self._more: tuple[str, ...] = ()
         if tokens:
             self.name += " + token limits"
-            self.about += " and of tokens"
+            self.about += " and tokens"
             self._more += ("--tokens",)
         if workers > 1:
             self.name += f" x {workers}"
@@ -80,9 +81,8 @@ def main() -> int:
     options.add_argument("--tokens", action="store_true")
     chosen = options.parse_args()
     folder = chosen.folder
-    (folder / "table.json").write_text(encode(table(tuple(chosen.engines), chosen.tokens)))
-    os.environ[variable_name("servestate-engine", "access-tokens")] = "5e" * 32
-    secrets = EnvSecrets(os.environ)
+    secrets = SiteSecrets(folder / "engine.key", folder / "kept.json")
+    write_table(folder / "table.json", table(tuple(chosen.engines), chosen.tokens))
     write_keyring(folder / "keyring.json", keyring_of(access(), secrets))
     return run(
         RouterConfig(
@@ -92,6 +92,8 @@ def main() -> int:
             chosen.port,
             secrets,
             keyring_path=folder / "keyring.json",
+            workers=chosen.workers,
+            books=BooksConfig(AccessLogConfig(folder / "access.log"), folder),
         )
     )
 
