@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import httpx
 import pytest
 
 from tests.router import rig
@@ -217,13 +218,25 @@ async def one(r: Rig, up: Upstream, hostile: Hostile, step: int) -> str:
     reader, writer = await r.connect()
     writer.write(request())
     try:
-        wrong = judge(hostile, await asyncio.wait_for(read_answer(reader), 5))
+        got = await asyncio.wait_for(read_answer(reader), 5)
+        wrong = judge(hostile, got)
+        if not wrong and not got.closed:
+            wrong = await truth(up, reader, writer, "the same client")
     except TimeoutError:
         wrong = "no answer in time"
     writer.close()
+    reader, writer = await r.connect()
+    after = await truth(up, reader, writer, "the next client")
+    writer.close()
+    return wrong or after
+
+
+async def truth(up: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str) -> str:
+    """What is wrong with the next answer on a client's socket, or ""."""
     up.script = says(answer(b"TRUTH"))
-    after = await rig.ask(r, request())
-    return wrong or ("" if after.body == b"TRUTH" else f"the next client got {after}")
+    writer.write(request())
+    got = await asyncio.wait_for(read_answer(reader), 5)
+    return "" if got.body == b"TRUTH" else f"{who} got {got}"
 
 
 # Surplus that comes in a later read than the end of its answer finds the answer gone and whole; the
@@ -288,6 +301,33 @@ def test_every_cut_is_seen(kind: str) -> None:
             counters = r.counters("chat-ep", "current")
             assert counters["errors"] == len(cuts)
             assert r.inflight() == 0
+
+    rig.run(body())
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked", "events"])
+def test_every_cut_is_an_error_to_a_real_client(kind: str) -> None:
+    """httpx goes by the framing alone: what it takes for whole, applications do."""
+    text = b"".join(b'data: {"n":%d}\n\n' % i for i in range(60)) + b"data: [DONE]\n\n"
+    data = {
+        "length": answer(text),
+        "chunked": head("Transfer-Encoding: chunked\r\n") + pieces(text, 128),
+        "events": sse_head() + pieces(text, 31),
+    }[kind]
+
+    async def body() -> None:
+        async with (
+            Upstream() as up,
+            serving(table(entity("current", 100, up.url)), LIMITS) as r,
+            httpx.AsyncClient(base_url=r.router.url, timeout=5) as client,
+        ):
+            for n, cut in enumerate(range(1, len(data) - 1, max(1, len(data) // 200))):
+                up.script = scripted(Hostile("", data[:cut], ("fin", "rst")[n % 2]), 0)
+                try:
+                    got = await client.post("/v1/chat/completions", content=rig.CHAT)
+                except httpx.RemoteProtocolError:
+                    continue
+                assert got.status_code == 504, (cut, got.content)
 
     rig.run(body())
 

@@ -68,13 +68,17 @@ async def deliver(r: Rig, up: Upstream, case: Case, cut: Cut, after_good: bool, 
 
 async def check(corpus: list[Case], cut: Cut, after_good: bool = False, patience: float = 5) -> list[str]:
     routes: Callable[[str], RoutingTable] = lambda url: table(entity("current", 100, url))  # noqa: E731
-    async with Upstream() as up, serving(routes(up.url), QUICK) as r:
-        results = []
-        for case in corpus:
-            wrong = await deliver(r, up, case, cut, after_good, patience)
-            if wrong:
-                results.append(f"{case.name}: {wrong}")
-        assert r.inflight() == 0
+    async with Upstream() as up:
+        async with serving(routes(up.url), QUICK) as r:
+            results = []
+            for case in corpus:
+                wrong = await deliver(r, up, case, cut, after_good, patience)
+                if wrong:
+                    results.append(f"{case.name}: {wrong}")
+            assert r.inflight() == 0
+        await rig.until(lambda: up.open == 0)
+        if up.garbage:  # also what came of a head that was never finished
+            results.append(f"the upstream saw {up.garbage[:3]!r}")
         return results
 
 

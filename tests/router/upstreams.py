@@ -115,7 +115,12 @@ class Upstream:
                 await writer.wait_closed()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                self.garbage.append(error.partial)
+            raise
         lengths = [f for f in head.lower().split(b"\r\n") if f.startswith(b"content-length:")]
         if not head.startswith(b"POST /") or len(lengths) != 1 or b"transfer-encoding" in head.lower():
             self.garbage.append(head)
