@@ -81,13 +81,20 @@ class Apart:
         raise LookupError(name)
 
 
+def _changed(limits: Limits) -> dict[str, float]:
+    """The budgets that are not the usual ones."""
+    usual = Limits()
+    names = (field.name for field in dataclasses.fields(limits))
+    return {name: value for name in names if (value := getattr(limits, name)) != getattr(usual, name)}
+
+
 @asynccontextmanager
 async def apart(table: RoutingTable, limits: Limits | None = None, files: int = 0) -> AsyncIterator[Apart]:
     """A router that serves `table`. `files` bounds its open files; 0 leaves the bound as it is."""
     with tempfile.TemporaryDirectory(prefix="ss-apart-") as name:
         folder = Path(name)
         write_table(folder / "table.json", table)
-        given = json.dumps(dataclasses.asdict(limits or Limits()))
+        given = json.dumps(_changed(limits or Limits()))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", PROGRAM, name, given, str(files), stdout=asyncio.subprocess.PIPE
         )
