@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 
-from servestate.planner.table import Credential
+import pytest
+
+from servestate.planner.table import Backend, Credential, EntityRoute
+from servestate.planner.table_file import decode, encode
 from servestate.runtime.router.headers import TO_CLIENT
 from tests.router import rig
 from tests.router.rig import CHAT, ask, request, serving
@@ -46,7 +51,7 @@ SENT = sorted(names("host content-type authorization x-org accept traceparent x-
 
 
 def test_the_lists_are_long_enough() -> None:
-    assert len(NEVER_UP) + len(NEVER_DOWN) >= 140
+    assert len(NEVER_UP) + len(NEVER_DOWN) + len(PLACES) * len(ODD) >= 150
 
 
 def test_nothing_forbidden_goes_up() -> None:
@@ -102,6 +107,41 @@ def test_nothing_forbidden_comes_down() -> None:
                 assert set(got.fields) <= allowed, name
                 assert "spoofed-value" not in got.fields.values(), name
                 assert got.fields["openai-model"] == "m"
+
+    rig.run(body())
+
+
+ODD = ("a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rX-Evil: 1", "a\0b")
+CREDENTIAL = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
+PLACES: dict[str, Callable[[EntityRoute, str], EntityRoute]] = {
+    "entity": lambda route, odd: replace(route, name=odd),
+    "header": lambda route, odd: replace(route, headers=(("X-Org", odd),)),
+    "header name": lambda route, odd: replace(route, headers=((odd, "x"),)),
+    "replica": lambda route, odd: replace(route, backends=(Backend(odd, "http://h"),)),
+    "path": lambda route, odd: replace(route, backends=(Backend("a#0", f"http://h/{odd}"),)),
+    "host": lambda route, odd: replace(route, backends=(Backend("a#0", f"http://h{odd}"),)),
+    "credential": lambda route, odd: replace(route, credential=replace(CREDENTIAL, prefix=odd)),
+    "credential's header": lambda route, odd: replace(route, credential=replace(CREDENTIAL, header=odd)),
+}
+
+
+def test_no_table_holds_what_would_split_a_header() -> None:
+    """Where the router reads its table: whoever wrote it, what becomes part of a head is checked again."""
+    for place, put in PLACES.items():
+        for odd in ODD:
+            text = encode(table(put(entity("a", 100, "http://h"), odd)))
+            with pytest.raises(ValueError, match="endpoints"):
+                pytest.fail(f"{place} {odd!r} was taken: {decode(text)}")
+    assert decode(encode(table(entity("a", 100, "http://h")))).endpoints
+
+
+def test_a_models_name_is_no_part_of_a_head() -> None:
+    async def body() -> None:
+        for odd in ODD:
+            async with Upstream() as up, serving(table(entity("a", 100, up.url, model=odd))) as r:
+                assert (await ask(r, request())).status == 200
+                assert b"Evil" not in up.received[0].head
+                assert json.loads(up.received[0].body)["model"] == odd
 
     rig.run(body())
 
