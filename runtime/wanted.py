@@ -8,6 +8,7 @@ from servestate.planner.resolve import Resolved, resolve
 from servestate.planner.spec.bundle import Desired
 from servestate.planner.state import State
 from servestate.runtime.catalogue import foundation_models
+from servestate.runtime.extras import check_extras
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS
 
 
@@ -15,7 +16,9 @@ def wanted(desired: Desired, *, destroy: bool) -> Resolved:
     """Everything that is configured, or with `destroy` nothing of this bundle. Raises InvalidInput."""
     if destroy:
         return nothing_of(desired.bundle)
-    return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+    found = resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+    check_extras(found, desired)
+    return found
 
 
 def nothing_of(owner: str) -> Resolved:

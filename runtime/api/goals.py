@@ -19,6 +19,7 @@ from servestate.planner.spec.written import written_form
 from servestate.planner.state import EndpointRecord, State
 from servestate.runtime.api.ledger import Update
 from servestate.runtime.catalogue import foundation_models
+from servestate.runtime.extras import check_extras
 from servestate.runtime.workspace import SUPPORTED_PROVIDERS
 
 
@@ -43,7 +44,9 @@ def resolved(
         traffic = {**site.traffic, record.name: policy_of(record.traffic)}
         site = site.model_copy(update={"traffic": traffic})
     desired = load_request(block, site, owner, key, units=units)
-    return resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+    found = resolve(desired, SUPPORTED_PROVIDERS, foundation_models())
+    check_extras(found, desired)
+    return found
 
 
 def as_judged(found: Resolved) -> dict[str, Any]:
