@@ -7,18 +7,22 @@ a socket that is not read never says that it closed.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from itertools import count
+from time import perf_counter
 from typing import Protocol, cast
 
 from servestate.runtime.router import browser, dispatch, errors
+from servestate.runtime.router.budget import Budget
+from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
 from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.http1 import CONTINUE, RequestReader
+from servestate.runtime.router.ids import REQUEST_IDS
+from servestate.runtime.router.judging import Judging
 from servestate.runtime.router.proxy import Exchange
+from servestate.runtime.router.record import Books
 from servestate.runtime.router.relay import Relay, request_bytes
 from servestate.runtime.router.routes import (
     Invocation,
@@ -42,6 +46,11 @@ class Desk(dispatch.Desk, Protocol):
 
     clients: set[ClientConnection]
     stopping: bool
+    budget: Budget
+
+    @property
+    def books(self) -> Books:
+        """Who keeps what became of requests."""
 
     def left(self, client: ClientConnection) -> None:
         """The client's socket is closed."""
@@ -54,20 +63,6 @@ class Management:
 
     api: Origin
     names: frozenset[str]
-
-
-class _RequestIds:
-    """Ids that no caller chose: unique over processes by a random part, within one by a count."""
-
-    def __init__(self) -> None:
-        self._prefix = os.urandom(8).hex().encode("ascii")
-        self._count = count(1)
-
-    def __next__(self) -> bytes:
-        return b"%b-%x" % (self._prefix, next(self._count))
-
-
-_REQUEST_IDS = _RequestIds()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -85,9 +80,11 @@ class ClientConnection(asyncio.Protocol):
         "_paused",
         "_reader",
         "_request_began",
+        "_reserved",
         "_resolve",
         "_route",
         "_transport",
+        "_waiting",
         "deadline",
         "keep_alive",
         "write",
@@ -103,12 +100,14 @@ class ClientConnection(asyncio.Protocol):
         self._reader = RequestReader(desk.limits)
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
-        self._exchange: Exchange | Relay | None = None
+        self._exchange: Exchange | Relay | Judging | None = None
         self._route: Route | None = None
         self._ahead = b""
         self._discarded = 0
         self._lingering = False
         self._paused = False
+        self._reserved = 0  # of the budget for large bodies
+        self._waiting = False  # for room in it
         self.keep_alive = True
         self._request_began = 0.0
         self.deadline = NEVER
@@ -140,6 +139,7 @@ class ClientConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon()
+        self._give_room()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -176,6 +176,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
         elif self._exchange is not None:
             self._exchange.expire()
+        elif self._waiting:
+            self._refuse(Refused(errors.unavailable("too many large requests are on their way"), close=True))
         elif self._reader.begun:
             self._refuse(refused("the request did not arrive in time", errors.BAD_REQUEST, close=True))
         else:
@@ -198,10 +200,10 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         self._next_request(now)
 
-    def fail(self, failure: Failure, answer_fields: bytes) -> None:
+    def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
         """See `proxy.Client`."""
         self._exchange = None
-        self._answer(failure, answer_fields)
+        self._answer(failure, answer_fields, request_id)
 
     def cut(self, final: bytes) -> None:
         """See `proxy.Client`."""
@@ -245,13 +247,19 @@ class ClientConnection(asyncio.Protocol):
             self._route = self._resolve(head.method, head.target)
             self._request_began = now
             self._check_early(self._route, reader, head)
-        self.deadline = self._request_began + limits.body_grace_s + reader.received / limits.body_bytes_per_s
+            if reader.length <= limits.drain_bytes:
+                self._ask_for_body(reader, head)
+        if reader.length > limits.drain_bytes and not self._reserved:
+            self._take_room(reader, head)
+        if not self._waiting:
+            allowed = limits.body_grace_s + reader.received / limits.body_bytes_per_s
+            self.deadline = self._request_began + allowed
 
     def _check_browser(self, management: Management, head: RequestHead) -> None:
         browser.check(head, management.names, self._desk.access.keyring.hosts)
 
     def _check_early(self, route: Route, reader: RequestReader, head: RequestHead) -> None:
-        """Answer before the body came, where that spares reading it; else ask for it if the client waits."""
+        """Answer before the body came, where that spares reading it."""
         if head.expects_continue or head.chunked or reader.length > self._desk.limits.drain_bytes:
             if isinstance(route, NotFound | ModelList):
                 raise Refused(_no_such_path(), close=True)
@@ -259,8 +267,38 @@ class ClientConnection(asyncio.Protocol):
                 dispatch.check_head(self._desk, route, head)
             except Refused as refusal:
                 raise Refused(refusal.failure, close=True) from None
+
+    def _take_room(self, reader: RequestReader, head: RequestHead) -> None:
+        """Room for the whole of a large body before more of it is read. How large one in chunks will be,
+        nobody knows."""
+        self._reserved = self._desk.limits.body_bytes if head.chunked else reader.length
+        if self._desk.budget.take(self._reserved, self._has_room):
+            self._ask_for_body(reader, head)
+            return
+        self._waiting = True
+        self.deadline = self._loop.time() + self._desk.limits.body_grace_s
+        self._transport.pause_reading()
+
+    def _has_room(self) -> None:
+        self._waiting = False
+        head = self._reader.head
+        assert head is not None, "the room is for its body"
+        self._request_began = self._loop.time()
+        self.deadline = self._request_began + self._desk.limits.body_grace_s
+        self._ask_for_body(self._reader, head)
+        self._transport.resume_reading()
+
+    def _ask_for_body(self, reader: RequestReader, head: RequestHead) -> None:
         if head.expects_continue and not reader.received:
             self._transport.write(CONTINUE)
+
+    def _give_room(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._desk.budget.leave(self._has_room)
+        elif self._reserved:
+            self._desk.budget.give(self._reserved)
+        self._reserved = 0
 
     def _dispatch(self, reader: RequestReader, head: RequestHead | None) -> None:
         assert head is not None
@@ -271,20 +309,46 @@ class ClientConnection(asyncio.Protocol):
         route = self._route = self._route or self._resolve(head.method, head.target)
         desk = self._desk
         if isinstance(route, _QUERIES):
-            call = dispatch.choose(desk, route, head, reader.body)
-            exchange = Exchange(self, call, head.fields, next(_REQUEST_IDS), desk.limits, self._loop)
-            self._exchange = exchange
-            exchange.start()
+            began = perf_counter()
+            call = dispatch.ask(desk, route, head, reader.body)
+            if call.endpoint.guard_input is None:
+                self._take_on(call, began)
+            else:
+                self._exchange = judging = Judging(self, call, began, desk.limits, self._loop)
+                judging.start(call.endpoint.guard_input)
         elif isinstance(route, ModelList):
-            self._send(200, b"", dispatch.models(desk, head))
+            self._send(200, b"", dispatch.models(desk, head), next(REQUEST_IDS))
         elif isinstance(route, ToManagement):
             self._relay(head, reader.body)
         else:
-            self._answer(_no_such_path())
+            raise Refused(_no_such_path())
+
+    def judged(self, call: Call, began: float) -> None:
+        """A guard has nothing against the request."""
+        self._exchange = None
+        try:
+            self._take_on(call, began)
+        except Refused as refusal:
+            self._refuse(refusal, call.endpoint.name)
+
+    def refused(self, refusal: Refused, call: Call) -> None:
+        """A guard has refused the request."""
+        self._exchange = None
+        self._refuse(refusal, call.endpoint.name)
+
+    def _take_on(self, call: Call, began: float) -> None:
+        desk = self._desk
+        dispatch.choose(desk, call)
+        exchange = Exchange(self, call, next(REQUEST_IDS), began, desk, self._loop)
+        self._exchange = exchange
+        exchange.start()
+        mirror = call.endpoint.mirror
+        if mirror is not None:
+            mirror.offered(call, desk, self._loop)
 
     def _relay(self, head: RequestHead, content: bytes) -> None:
         assert self._management is not None  # no other listener has such a route
-        request_id = next(_REQUEST_IDS)
+        request_id = next(REQUEST_IDS)
         request = request_bytes(head, content, self._peer(), request_id)
         relay = Relay(self, self._management.api, request, request_id, self._desk.limits, self._loop)
         self._exchange = relay
@@ -297,6 +361,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _next_request(self, now: float) -> None:
         """The answer is written: go on, or close."""
+        if self._reserved:
+            self._give_room()
         if not self.keep_alive:
             self._close_gently()
             return
@@ -317,16 +383,26 @@ class ClientConnection(asyncio.Protocol):
 
     # Answers of the router's own.
 
-    def _refuse(self, refusal: Refused) -> None:
+    def _refuse(self, refusal: Refused, endpoint: str = "") -> None:
         if refusal.close:
             self.keep_alive = False
-        self._answer(refusal.failure)
+        request_id = next(REQUEST_IDS)
+        failure = refusal.failure
+        self._desk.books.refused(endpoint or self._endpoint(), failure.status, failure.code, request_id)
+        self._answer(failure, b"", request_id)
 
-    def _answer(self, failure: Failure, answer_fields: bytes = b"") -> None:
+    def _endpoint(self) -> str:
+        """The endpoint that is meant, as far as the path says so and there is one."""
+        route = self._route
+        named = route.endpoint if isinstance(route, Invocation) else ""
+        return named if named in self._desk.table.endpoints else ""
+
+    def _answer(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
         shape = self._route.shape if self._route is not None else Shape.SERVING
-        self._send(failure.status, answer_fields + errors.fields(failure), errors.body(failure, shape))
+        fields = answer_fields + errors.fields(failure)
+        self._send(failure.status, fields, errors.body(failure, shape), request_id)
 
-    def _send(self, status: int, fields: bytes, content: bytes) -> None:
+    def _send(self, status: int, fields: bytes, content: bytes, request_id: bytes) -> None:
         if self._reader.head is not None and self._reader.head.method == b"HEAD":
             # Its answer has a length and no body; closing leaves no doubt about which it was.
             self.keep_alive, content = False, b""
@@ -335,7 +411,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(
             b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-            % (status, _phrase(status), fields, next(_REQUEST_IDS), len(content), content)
+            % (status, _phrase(status), fields, request_id, len(content), content)
         )
         self._next_request(self._loop.time())
 

@@ -118,7 +118,7 @@ class Counters:
         self.statuses = [0] * 6
         self.latencies = [0] * (len(BOUNDS_MS) + 1)
         self.latency_s = 0.0
-        self.codes: dict[str, dict[int, int]] = {"split": {}, "direct": {}}
+        self.codes: dict[str, dict[int, int]] = {"split": {}, "direct": {}, "fallback": {}, "mirror": {}}
         self.own = Histogram(OWN_S)
         self.queued = Histogram(QUEUE_S)
         self.kinds: dict[Kind, KindCounters] = {}

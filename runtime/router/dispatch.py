@@ -1,22 +1,27 @@
-"""Which entity serves a request, and with which bytes: every decision before the first byte goes out."""
+"""Which entity serves a request, and with which bytes: every decision before the first byte goes out.
+
+A request is asked for in two steps, since a guard may have to look at it in between: `ask` says who wants
+what, `choose` counts it against the limits and gives it its entity.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
 
-from servestate.runtime.router import body, parameters
+from servestate.planner.access import Caller
+from servestate.runtime.router import body, errors, parameters, tokens
 from servestate.runtime.router.access import Access, Visitor, permit
-from servestate.runtime.router.body import CUSTOM, Document, Kind
+from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, Document, Kind
 from servestate.runtime.router.errors import LIMITED, Failure, Refused, refused, unknown
 from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.rates import Denied, Rates
+from servestate.runtime.router.mutex import Uncountable
+from servestate.runtime.router.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
-from servestate.runtime.router.routing import LiveEntity, LiveTable, list_of_models
+from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, LiveTable, list_of_models
 
-Call = tuple[LiveEntity, Kind, bytes]
-"""On whose behalf, which kind of body, and the body to send."""
+_ENTITY_FIELD = b"x-servestate-entity"
 
 
 class Desk(Protocol):
@@ -25,6 +30,75 @@ class Desk(Protocol):
     table: LiveTable
     access: Access
     limits: Limits
+
+
+class Call:
+    """What a request asks for, and once it was let in, who serves it.
+
+    Asked for: of `endpoint` the served entity `served` ("" = by the split), in the body `raw`, which means
+    `document`. `visitor` is None where no tokens are declared.
+
+    Decided: `entity` and the `body` that it gets; `how` it was found (`split` or `direct`). `measured`:
+    usage is wanted of the answer, and `hides_usage` that the caller did not ask for the event that tells it.
+    `kept`: both bodies are written down. `admission` stands where limits hold.
+    """
+
+    __slots__ = (
+        "admission",
+        "body",
+        "caller",
+        "document",
+        "endpoint",
+        "entity",
+        "head",
+        "hides_usage",
+        "how",
+        "kept",
+        "kind",
+        "measured",
+        "raw",
+        "served",
+        "visitor",
+    )
+
+    entity: LiveEntity
+    body: bytes
+    how: str
+
+    def __init__(
+        self,
+        endpoint: LiveEndpoint,
+        served: str,
+        kind: Kind,
+        raw: bytes,
+        document: Document,
+        head: RequestHead,
+        visitor: Visitor | None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.served = served
+        self.kind = kind
+        self.raw = raw
+        self.document = document
+        self.head = head
+        self.visitor = visitor
+        self.caller: Caller | None = None if visitor is None else visitor.caller
+        self.admission: Admission | None = None
+        self.measured = self.hides_usage = self.kept = False
+
+    def body_for(self, entity: LiveEntity, limits: Limits) -> bytes:
+        """The body as `entity` gets it. Raises Refused where it does not take one of this kind."""
+        route = entity.route
+        if route.fixed_path and len(self.raw) > limits.external_body_bytes:
+            raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
+        kind = self.kind
+        if route.task:
+            body.check_task(kind, route.task, route.name)
+        return body.rewrite(self.raw, self.document, "" if kind is CUSTOM else route.model)
+
+    def prefix(self) -> bytes:
+        """The beginning of the prompt."""
+        return tokens.prefix_of(self.kind, self.document)
 
 
 def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
@@ -39,13 +113,8 @@ def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
         permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
 
 
-def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes) -> Call:
-    """The call that a request asks for. Raises Refused.
-
-    A body that names no endpoint, or that comes too often, takes no turn of a split. One that its entity
-    refuses does: entities of one endpoint may differ, and a turn that waited for a body to its liking would
-    stop all the others.
-    """
+def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes) -> Call:
+    """What a whole request asks for. Raises Refused."""
     access = desk.access
     visitor = None if access.open else access.visitor(head.authorization)
     served = ""
@@ -64,17 +133,40 @@ def choose(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: b
         served = route.entity
         endpoint = permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
         raw, document, kind = _invocation(raw)
+    if endpoint.named_by_header and not served:
+        served = head.field(_ENTITY_FIELD).decode("latin-1")
     if served and served not in endpoint.by_name:
         raise unknown(f"the endpoint {endpoint.name!r} has no served entity {served!r}")
+    return Call(endpoint, served, kind, raw, document, head, visitor)
+
+
+def choose(desk: Desk, call: Call) -> None:
+    """Count the call against the limits and decide who serves it. Raises Refused.
+
+    A body that names no endpoint, or that comes too often, takes no turn of a split. One that its entity
+    refuses does: entities of one endpoint may differ, and a turn that waited for a body to its liking would
+    stop all the others.
+    """
+    endpoint = call.endpoint
     if endpoint.rates is not None:
-        _count(endpoint.rates, visitor or access.visitor(head.authorization))
-    if not served:
-        entity = endpoint.entities[endpoint.split.pick()]
-        return entity, kind, _for_entity(entity, kind, raw, document, desk.limits)
-    entity = endpoint.by_name[served]
-    sent = _for_entity(entity, kind, raw, document, desk.limits)
-    entity.counters.direct += 1
-    return entity, kind, sent
+        call.admission = _admit(endpoint.rates, call, desk.access)
+    try:
+        if call.served:
+            call.entity = endpoint.by_name[call.served]
+            call.how = "direct"
+        else:
+            split = endpoint.split
+            call.entity = endpoint.entities[split.pick(_key(call) if split.wants_key else "")]
+            call.how = "split"
+        if endpoint.measures or endpoint.sampled is not None:
+            _prepare_records(call)
+        call.body = call.body_for(call.entity, desk.limits)
+    except Uncountable:
+        raise _uncountable() from None
+    except Refused:
+        if call.admission is not None:
+            call.admission.ended(0, time.monotonic())
+        raise
 
 
 def models(desk: Desk, head: RequestHead) -> bytes:
@@ -94,18 +186,46 @@ def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
     return raw, document, kind
 
 
-def _count(rates: Rates, visitor: Visitor) -> None:
+def _prepare_records(call: Call) -> None:
+    """What is to be known of the request afterwards."""
+    endpoint = call.endpoint
+    call.kept = endpoint.sampled is not None and next(endpoint.sampled)
+    call.measured = endpoint.measures
+    streams = call.document.get("stream") is True and call.kind in (CHAT, COMPLETION)
+    if call.measured and streams and not tokens.asks_usage(call.document):
+        call.raw, call.document = tokens.asking_usage(call.raw, call.document)
+        call.hides_usage = True
+
+
+def _key(call: Call) -> str:
+    """What a sticky split goes by, "" where the request has none."""
+    sticky = call.endpoint.traffic.sticky
+    assert sticky is not None, "only a sticky split wants a key"
+    match sticky.source:
+        case "header":
+            return call.head.field(sticky.name.lower().encode("latin-1")).decode("latin-1")
+        case "body":
+            value = call.document.get(sticky.name)
+            return value if isinstance(value, str) else "" if value is None else str(value)
+        case _:
+            return f"{call.caller.kind}:{call.caller.name}" if call.caller is not None else ""
+
+
+def _admit(rates: Rates, call: Call, access: Access) -> Admission:
+    wanted = tokens.reservation(call.kind, call.document) if rates.counts_tokens else 0
+    caller = call.caller or access.visitor(call.head.authorization).caller
     # The loop's own clock stands still while it works, by as much as calls would come too early.
-    admitted = rates.admit(visitor.caller, 0, time.monotonic())
-    if isinstance(admitted, Denied):
-        what = "more calls a minute than the rate limits of the endpoint allow"
-        raise Refused(Failure(429, LIMITED, what, admitted.wait_s))
+    verdict = rates.admit(caller, wanted, time.monotonic())
+    if not isinstance(verdict, Denied):
+        return verdict
+    if verdict.limit == UNCOUNTABLE:
+        raise _uncountable()
+    what = f"the limit of the endpoint is reached: {verdict.limit}"
+    if verdict.never:
+        what = f"the request may use more tokens than the limit gives in a minute: {verdict.limit}"
+    raise Refused(Failure(429, LIMITED, what, verdict.wait_s, fields=verdict.fields))
 
 
-def _for_entity(entity: LiveEntity, kind: Kind, raw: bytes, document: Document, limits: Limits) -> bytes:
-    route = entity.route
-    if route.fixed_path and len(raw) > limits.external_body_bytes:
-        raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
-    if route.task:
-        body.check_task(kind, route.task, route.name)
-    return body.rewrite(raw, document, "" if kind is CUSTOM else route.model)
+def _uncountable() -> Refused:
+    """What cannot be counted is not let in: else limits and splits would be those of nobody."""
+    return Refused(errors.unavailable("the counts that the workers share cannot be had"))

@@ -68,13 +68,14 @@ class Shape(Enum):
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An answer of the router's own. `retry_after` in whole seconds, 0 = no header. `unsafe` says that the
-    request may have run, so no client should repeat it by itself."""
+    request may have run, so no client should repeat it by itself. `fields` are further header lines."""
 
     status: int
     code: str
     message: str
     retry_after: int = 0
     unsafe: bool = False
+    fields: bytes = b""
 
 
 class Refused(Exception):
@@ -125,7 +126,9 @@ def event(failure: Failure) -> bytes:
 
 def fields(failure: Failure) -> bytes:
     """The header lines that belong to `failure`, beside those of its body."""
-    lines = b"WWW-Authenticate: Bearer\r\n" if failure.status == 401 else b""
+    lines = failure.fields
+    if failure.status == 401:
+        lines += b"WWW-Authenticate: Bearer\r\n"
     if failure.retry_after:
         lines += b"Retry-After: %d\r\n" % failure.retry_after
     if failure.unsafe:
@@ -142,6 +145,21 @@ def from_upstream(status: int, content: bytes, retry_after: int) -> Failure:
     if status_out not in (429, 503):
         return Failure(status_out, code, message)
     return Failure(status_out, code, message, min(max(retry_after, 1), 120))
+
+
+def in_stream(payload: bytes) -> Failure | None:
+    """The error that a stream begins with, as engines send one that they noticed after their 200; None where
+    it begins with something else."""
+    line = payload.lstrip(b"\r\n").partition(b"\n")[0]
+    if not line.startswith((b'data: {"error"', b'data:{"error"')):
+        return None
+    try:
+        error = orjson.loads(line[5:])["error"]
+    except ValueError:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if type(code) is int and 400 <= code < 600 else 500
+    return from_upstream(status, line[5:], 0)
 
 
 def _openai_error(failure: Failure) -> dict[str, Any]:

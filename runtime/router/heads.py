@@ -48,7 +48,8 @@ class RequestHead:
     """What a request's head says. `fields` are the header lines that go to a model's server, `api_fields`
     those that go to the management API. `length` is the body's, unless `chunked`; `keep_alive` is False on
     HTTP/1.0 always. `authorization` is empty where there is none, or more than one: nobody may choose which.
-    `foreign` says that a browser sent it for another site's page, as far as browsers tell."""
+    `foreign` says that a browser sent it for another site's page, as far as browsers tell. `every` are all
+    fields, names in lower case."""
 
     method: bytes
     target: bytes
@@ -62,13 +63,20 @@ class RequestHead:
     authorization: bytes = b""
     api_fields: bytes = b""
     foreign: bool = False
+    every: tuple[Field, ...] = ()
+
+    def field(self, name: bytes) -> bytes:
+        """The value of `name`, which is in lower case; empty if it stands there not exactly once."""
+        values = [value for known, value in self.every if known == name]
+        return values[0] if len(values) == 1 else b""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """What the head of an answer to a POST says. `fields` are the header lines that go to clients. `length`
-    is None when chunks (`chunked`) or the end of the connection delimit the body. An `interim` answer (1xx)
-    has no body and another answer follows it. `event_stream` only if its lines can be read."""
+    """What the head of an answer to a POST says. `fields` are the header lines that go to clients,
+    `unlimited` the same less those about the upstream's own limits of its callers. `length` is None when
+    chunks (`chunked`) or the end of the connection delimit the body. An `interim` answer (1xx) has no body
+    and another answer follows it. `event_stream` only if its lines can be read."""
 
     status: int
     fields: bytes
@@ -78,6 +86,7 @@ class AnswerHead:
     retry_after: int
     event_stream: bool
     interim: bool
+    unlimited: bytes = b""
 
 
 Head = TypeVar("Head", RequestHead, AnswerHead)
@@ -209,6 +218,7 @@ def judge_request(raw: bytes, limits: Limits) -> RequestHead:
         authorization=authorization,
         api_fields=lines(fields.all, TO_API, named if authorization else named | {b"authorization"}),
         foreign=fields.foreign(),
+        every=tuple(fields.all),
     )
 
 
@@ -262,4 +272,5 @@ def judge_answer(raw: bytes, limits: Limits) -> AnswerHead:
         event_stream=found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         and b"content-encoding" not in found,
         interim=status < 200,
+        unlimited=lines((f for f in fields.all if not f[0].startswith(b"x-ratelimit-")), TO_CLIENT, named),
     )

@@ -20,10 +20,18 @@ class Limits:
     head_fields: int = 100
     target_bytes: int = 8 * KIB
     body_bytes: int = 16 * MIB
+    buffered_bytes: int = 256 * MIB
+    """All request bodies beyond `drain_bytes` together; at least `body_bytes`."""
     external_body_bytes: int = 4 * MIB
     """The serving API's bound for bodies to an external model."""
     error_body_bytes: int = 64 * KIB
     """How much of an upstream's error answer is read for its message."""
+    error_body_s: float = 2.0
+    """How long the rest of an error answer is waited for."""
+    guarded_answer_bytes: int = 8 * MIB
+    """An answer that a guard has to see whole is refused beyond this size."""
+    guard_s: float = 30.0
+    """How long a guard may look at a request or an answer."""
     drain_bytes: int = 64 * KIB
     """How much is read and thrown away after an early answer before the socket is closed."""
     ahead_bytes: int = 64 * KIB

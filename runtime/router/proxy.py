@@ -1,36 +1,57 @@
-"""One request on its way: replica, request, answer, and what becomes of it when something breaks.
+"""One request on its way: entity, replica, request, answer, and what becomes of it when something breaks.
 
-| event                                    | no content sent to the client yet | after                     |
-| ---------------------------------------- | --------------------------------- | ------------------------- |
-| no connection, nothing written           | next replica, then 503            | -                         |
-| sent, then lost, late or empty           | 504, not safe to repeat           | cut                       |
-| not HTTP, surplus bytes                  | 500, not safe to repeat           | cut                       |
-| 4xx or 5xx                               | passed on as one of our statuses  | -                         |
-| client gone                              | upstream cancelled                | upstream cancelled        |
+| event                              | no content sent to the client yet                      | after     |
+| ---------------------------------- | ------------------------------------------------------ | --------- |
+| no connection, nothing written     | next replica, then the next entity, then 503           | -         |
+| 429, 5xx; 408 of an external model | the next entity, then one of our statuses              | -         |
+| a stream that begins with an error | as its status                                          | -         |
+| any other 4xx                      | one of our statuses                                    | -         |
+| sent, then lost, late or empty     | 504, not safe to repeat; `after_send`: the next entity | cut       |
+| not HTTP, surplus bytes            | 500, not safe to repeat                                | cut       |
+| client gone                        | upstream cancelled                                     | cancelled |
+
+The next entity: only where the endpoint falls back and the request named none, in declared order, each once,
+within one deadline for all. Where none is left and the last of them asked for a pause that fits the deadline,
+it gets one more try after that. `after_send` is the operator's word that a request may run twice.
 
 Cut: an event stream gets one error event and no `[DONE]`, chunks end without the last one, a body of known
-length ends short. No case sends a POST twice.
+length ends short.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from enum import Enum
+from time import perf_counter
 from typing import Protocol
 
-from servestate.runtime.router import errors
+from servestate.runtime.router import errors, tokens
 from servestate.runtime.router.chunked import encode
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.errors import Failure
+from servestate.runtime.router.errors import Failure, Refused
 from servestate.runtime.router.heads import STATUS_LINES, AnswerHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.routing import LiveBackend
+from servestate.runtime.router.record import Books, Record, Usage
+from servestate.runtime.router.routing import LiveBackend, LiveEntity
 from servestate.runtime.router.sse import EventStream
+from servestate.runtime.router.tokens import Meter
 from servestate.runtime.router.upstream import UpstreamConnection
 
 _REQUEST_ID = b"x-request-id: "
 _CONTENT_LENGTH = b"\r\nContent-Length: "
+
+
+def _measures(attempts: int, queue_ms: int, own_us: int) -> bytes:
+    return (
+        b"x-servestate-attempts: %d\r\nx-servestate-queue-ms: %d\r\nx-servestate-overhead-ms: %d.%03d\r\n"
+        % (attempts, queue_ms, own_us // 1000, own_us % 1000)
+    )
+
+
+_MEASURES = [_measures(1, 0, own_us) for own_us in range(1000)]
+"""Of requests that were answered at once, by the microseconds that were ours."""
 
 
 class Client(Protocol):
@@ -52,11 +73,21 @@ class Client(Protocol):
     def finished(self, now: float) -> None:
         """The answer is whole, `now` on the loop's clock."""
 
-    def fail(self, failure: Failure, answer_fields: bytes) -> None:
+    def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
         """Answer with an error; nothing was written before."""
 
     def cut(self, final: bytes) -> None:
         """Send `final`, then end the connection so that the answer cannot be taken for whole."""
+
+
+class Desk(Protocol):
+    """What all exchanges share."""
+
+    limits: Limits
+
+    @property
+    def books(self) -> Books:
+        """Who keeps what became of them."""
 
 
 class Phase(Enum):
@@ -67,13 +98,17 @@ class Phase(Enum):
     """Sent, and nothing of the answer was passed on."""
     COLLECTING = 3
     """The answer is an error, read for its message."""
-    RELAYING = 4
-    ENDED = 5
+    PAUSING = 4
+    """Every entity failed, and one of them asked to be tried again in a while."""
+    GUARDING = 5
+    """The answer is read whole, since a guard has to see it first."""
+    RELAYING = 6
+    ENDED = 7
 
 
 # As globals: the look-up through the class costs more than the comparison.
 _CONNECTING, _WAITING, _COLLECTING = Phase.CONNECTING, Phase.WAITING, Phase.COLLECTING
-_RELAYING, _ENDED = Phase.RELAYING, Phase.ENDED
+_PAUSING, _GUARDING, _RELAYING, _ENDED = Phase.PAUSING, Phase.GUARDING, Phase.RELAYING, Phase.ENDED
 
 
 class Exchange:
@@ -81,58 +116,88 @@ class Exchange:
 
     __slots__ = (
         "_backend",
-        "_began",
         "_body",
+        "_call",
         "_chunked",
         "_client",
+        "_deadline",
+        "_desk",
         "_dialling",
+        "_entities_tried",
         "_entity",
         "_error",
         "_events",
+        "_failure",
         "_fields",
         "_held",
+        "_kept",
         "_kind",
         "_limits",
         "_loop",
+        "_mark",
+        "_meter",
+        "_pause",
         "_phase",
+        "_record",
         "_request_id",
+        "_sent_at",
+        "_stall_s",
         "_tried",
         "_upstream",
+        "_whole",
     )
 
     def __init__(
         self,
         client: Client,
         call: Call,
-        fields: bytes,
         request_id: bytes,
-        limits: Limits,
+        began: float,
+        desk: Desk,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        """`began` is when the request was whole, by `time.perf_counter`."""
         self._client = client
-        self._entity, self._kind, self._body = call
-        self._fields = fields
+        self._call = call
+        self._entity = call.entity
+        self._kind = call.kind
+        self._body = call.body
+        self._fields = call.head.fields
         self._request_id = request_id
-        self._limits = limits
+        self._desk = desk
+        self._limits = limits = desk.limits
         self._loop = loop
+        self._record = Record(request_id, call.endpoint, call.entity, call.kind, call.how, began)
+        self._mark = began
         self._phase = _CONNECTING
-        self._began = 0.0
+        self._stall_s = call.endpoint.traffic.stall_s or limits.stall_s
+        self._deadline = self._sent_at = 0.0
         self._backend: LiveBackend | None = None
         self._upstream: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._tried: tuple[LiveBackend, ...] = ()
+        self._entities_tried: tuple[LiveEntity, ...] = ()
+        self._pause: asyncio.TimerHandle | None = None
+        self._failure: Failure | None = None  # before the one pause that may be taken
         self._held: AnswerHead | None = None  # a good head that waits for content
         self._events: EventStream | None = None
+        self._meter: Meter | None = None
+        self._whole: list[bytes] | None = None  # of an answer that a guard has to see
+        self._kept: list[bytes] | None = None  # of an answer that is written down
         self._chunked = False
         self._error = b""
 
     def start(self) -> None:
         """Count the request and send it to a replica."""
-        counters = self._entity.counters
-        counters.requests += 1
-        counters.inflight += 1
-        self._began = now = self._loop.time()
-        self._client.deadline = now + self._limits.request_s
+        record, call = self._record, self._call
+        record.caller = call.caller
+        record.sent = len(self._body)
+        if call.kept:
+            record.request, self._kept = call.raw, []
+        now = self._loop.time()
+        self._deadline = now + (call.endpoint.traffic.deadline_s or self._limits.request_s)
+        self._client.deadline = self._deadline
+        self._enter(self._entity)
         self._try_next(now)
 
     # From the client.
@@ -140,6 +205,9 @@ class Exchange:
     def abandon(self) -> None:
         """The client is gone."""
         if self._phase is not _ENDED:
+            self._record.gone = True
+            if self._backend is not None:
+                self._backend.gauge.health.abandoned(self._sent_at)
             self._drop_upstream()
             self._end()
 
@@ -152,48 +220,66 @@ class Exchange:
         """The client has caught up."""
         if self._upstream is not None:
             self._upstream.resume()
-            self._client.deadline = self._loop.time() + self._limits.stall_s
+            self._client.deadline = self._loop.time() + self._stall_s
 
     def expire(self) -> None:
         """The client's `deadline` has passed."""
-        if self._phase is _RELAYING:
-            self._fail(errors.lost(f"the answer made no progress for {self._limits.stall_s:g} s"))
+        phase = self._phase
+        if phase is _RELAYING:
+            self._fail(errors.lost(f"the answer made no progress for {self._stall_s:g} s"), "stalled")
+        elif phase is _COLLECTING:
+            self._collected()  # its status says enough
+        elif phase is _GUARDING:
+            self._fail(errors.lost("no whole answer came in time for the guard to see"), "late")
+        elif phase is _PAUSING:
+            assert self._failure is not None, "a pause follows a failure"
+            self._fail(self._failure, "late")
         elif self._held is not None:
+            self._mark = perf_counter()
             self._commit(self._held, self._held.length, b"", False)  # no content so far: pass the status on
-        elif self._phase is _CONNECTING:
-            self._fail(errors.unavailable("no replica could be reached in time"))
+        elif phase is _CONNECTING:
+            self._fail(errors.unavailable("no replica could be reached in time"), "unreachable")
         else:
-            self._fail(errors.lost(f"no answer within {self._limits.request_s:g} s"))
+            self._blame("timeout")
+            waited = self._call.endpoint.traffic.deadline_s or self._limits.request_s
+            self._fail(errors.lost(f"no answer within {waited:g} s"), "late")
 
     # From the upstream.
 
     def connected(self, connection: UpstreamConnection) -> None:
         """See `upstream.Exchange`."""
         self._dialling = None
+        self._mark = perf_counter()
         self._send(connection)
 
     def failed_to_connect(self, why: str) -> None:
         """See `upstream.Exchange`."""
         self._dialling = None
-        now = self._loop.time()
-        if self._backend is not None:
-            self._backend.gauge.avoid_until = now + self._limits.avoid_s
-            self._tried += (self._backend,)
-            self._backend.gauge.inflight -= 1
-            self._backend = None
-        self._try_next(now)
+        self._mark = perf_counter()
+        backend = self._backend
+        if backend is not None:
+            self._blame("unreachable")
+            self._tried += (backend,)
+            self._leave_backend()
+        self._try_next(self._loop.time())
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """See `upstream.Exchange`."""
         if complete:
             self._upstream = None
             if length is None and not head.chunked and self._broke_off(head):
-                self._fail(errors.lost("the upstream closed the connection before its answer was whole"))
+                self._lost(
+                    errors.lost("the upstream closed the connection before its answer was whole"), "lost"
+                )
                 return
         if self._phase is _RELAYING:
             self._relay(payload, complete)
-        elif head.status >= 300:
+            return
+        self._mark = perf_counter()
+        if head.status >= 300:
             self._collect(head, payload, complete)
+        elif self._call.endpoint.guard_output is not None:
+            self._gather(head, payload, complete)
         elif head.event_stream:
             self._begin_stream(head, payload, complete)
         elif payload or complete:
@@ -203,32 +289,54 @@ class Exchange:
 
     def relayed(self, chunk: bytes) -> bool:
         """See `upstream.Exchange`."""
-        events = self._events
-        if events is None or not self._chunked or not events.passes(chunk):
+        events, meter = self._events, self._meter
+        if events is None or meter is None or not self._chunked:
             return False
+        if not events.passes(chunk) or not meter.passes(chunk):
+            return False
+        record = self._record
+        record.chunks += 1
+        record.received += len(chunk)
+        if self._kept is not None:
+            self._keep(chunk.partition(b"\r\n")[2][:-2])
         client = self._client
         client.write(chunk)
-        client.deadline = self._loop.time() + self._limits.stall_s
+        client.deadline = self._loop.time() + self._stall_s
         return True
 
     def lost(self, why: str, *, bad: bool) -> None:
         """See `upstream.Exchange`."""
         self._upstream = None
-        self._fail(errors.broken(why) if bad else errors.lost(why))
+        if self._phase is _COLLECTING:
+            self._collected()
+        else:
+            self._lost(errors.broken(why) if bad else errors.lost(why), "bad" if bad else "lost")
 
     # The way there.
 
+    def _enter(self, entity: LiveEntity) -> None:
+        self._entity = self._record.entity = entity
+        entity.counters.requests += 1
+        entity.counters.inflight += 1
+
     def _try_next(self, now: float) -> None:
-        backend = self._entity.choose(self._tried, now)
+        entity = self._entity
+        prefix = self._call.prefix() if entity.by_prefix else b""
+        backend = entity.choose(self._tried, now, prefix)
         if backend is None:
-            self._fail(errors.unavailable(self._why_unreachable()))
+            self._missed(
+                errors.unavailable(self._why_unreachable()), "unreachable" if self._tried else "not_ready"
+            )
             return
         self._backend = backend
+        self._sent_at = now
         backend.gauge.inflight += 1
         connection = backend.origin.take(now)
         if connection is not None:
             self._send(connection)
         else:
+            self._phase = _CONNECTING
+            self._record.own_s += perf_counter() - self._mark
             self._dialling = backend.origin.dial(self, self._loop)
 
     def _why_unreachable(self) -> str:
@@ -242,7 +350,6 @@ class Exchange:
         self._upstream = connection
         self._phase = _WAITING
         body = self._body
-        self._body = b""  # never needed again: nothing is sent twice
         head = self._backend.heads[self._kind]
         length = b"%d" % len(body)
         connection.send(
@@ -260,6 +367,83 @@ class Exchange:
                 )
             ),
         )
+        self._record.own_s += perf_counter() - self._mark
+
+    # The way elsewhere.
+
+    def _missed(self, failure: Failure, reason: str) -> None:
+        """This entity gave nothing that may go out: try the next one, or end with what it said."""
+        elsewhere = self._elsewhere()
+        pause = self._pause_for(failure) if elsewhere is None else 0
+        if elsewhere is None and not pause:
+            self._fail(failure, reason)
+            return
+        record = self._record
+        record.failed += ((self._entity.route.name, reason),)
+        record.how = "fallback"
+        self._leave_backend()
+        self._tried = ()
+        self._held = self._events = None
+        self._error = b""
+        if elsewhere is not None:
+            self._leave_entity()
+            entity, self._body = elsewhere
+            self._enter(entity)
+            self._go()
+            return
+        self._phase = _PAUSING
+        self._failure = failure
+        self._client.deadline = self._deadline
+        record.queue_s += pause
+        self._pause = self._loop.call_later(pause, self._go)
+
+    def _go(self) -> None:
+        """To the entity that it is now, from anew."""
+        self._pause = None
+        self._mark = perf_counter()
+        self._client.deadline = self._deadline
+        self._phase = _CONNECTING
+        self._try_next(self._loop.time())
+
+    def _elsewhere(self) -> tuple[LiveEntity, bytes] | None:
+        """The next entity to try, with the body that it gets."""
+        call = self._call
+        if not call.endpoint.traffic.fallback or call.how != "split" or self._failure is not None:
+            return None
+        self._entities_tried += (self._entity,)
+        for entity in call.endpoint.entities:
+            if entity in self._entities_tried:
+                continue
+            try:
+                return entity, call.body_for(entity, self._limits)
+            except Refused:  # it takes none of this kind
+                self._entities_tried += (entity,)
+        return None
+
+    def _pause_for(self, failure: Failure) -> int:
+        """Seconds after which the entity that was tried last is worth one more try; 0: none are."""
+        endpoint = self._call.endpoint
+        if not endpoint.traffic.fallback or self._call.how != "split" or self._failure is not None:
+            return 0
+        asks = failure.retry_after if failure.status in (429, 503) else 0
+        return asks if self._loop.time() + asks < self._deadline else 0
+
+    def _lost(self, failure: Failure, reason: str) -> None:
+        """The request was sent, and no whole answer came."""
+        self._blame(reason)
+        begun = self._phase is _RELAYING
+        if not begun and self._call.endpoint.traffic.after_send:
+            self._drop_upstream()
+            self._missed(failure, reason)
+        else:
+            self._fail(failure, reason)
+
+    def _blame(self, reason: str) -> None:
+        """What happened speaks against the health of the replica."""
+        backend = self._backend
+        if backend is not None and backend.gauge.health.failed(self._loop.time(), reason, self._sent_at):
+            ejections = self._desk.books.metrics.ejections
+            ejections.add(self._call.endpoint.name, self._entity.route.name, reason)
 
     # The way back.
 
@@ -276,27 +460,62 @@ class Exchange:
         if complete:
             payload += self._events.finish()
         if payload:
-            self._commit(head, None, payload, complete)
+            error = errors.in_stream(payload)
+            if error is not None:
+                self._drop_upstream()
+                self._said(error)
+            else:
+                self._commit(head, None, payload, complete)
         elif complete:
-            self._fail(errors.lost("the upstream's event stream was empty"))
+            self._lost(errors.lost("the upstream's event stream was empty"), "empty")
         else:
             self._hold(head)
 
     def _commit(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """Write the head, with what there is of the body."""
-        assert self._backend is not None
+        backend = self._backend
+        assert backend is not None
         self._phase = _RELAYING
+        backend.gauge.health.succeeded(self._loop.time(), self._sent_at)
+        payload = self._heard(payload, complete)
         framing = self._framing(head, length)
+        size = len(payload)
         if self._chunked:
             payload = encode(payload, complete)
-        status = STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
-        fields = self._backend.answer_fields
+        admission = self._call.admission
+        limited = admission.fields if admission is not None else b""
+        record = self._record
+        record.status = head.status
+        record.received += size
+        now = perf_counter()
+        record.own_s += now - self._mark
+        if size:
+            record.first_s = now - record.began
         self._client.write(
             b"".join(
-                (status, head.fields, fields, _REQUEST_ID, self._request_id, framing, b"\r\n\r\n", payload)
+                (
+                    STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status,
+                    head.unlimited if limited else head.fields,
+                    backend.answer_fields,
+                    self._measures(),
+                    limited,
+                    _REQUEST_ID,
+                    self._request_id,
+                    framing,
+                    b"\r\n\r\n",
+                    payload,
+                )
             )
         )
         self._after_write(complete)
+
+    def _measures(self) -> bytes:
+        """Header lines that say what was measured."""
+        record = self._record
+        own_us = int(record.own_s * 1_000_000)
+        if own_us < len(_MEASURES) and not record.failed and not record.queue_s:
+            return _MEASURES[own_us]
+        return _measures(len(record.failed) + 1, int(record.queue_s * 1000), own_us)
 
     def _framing(self, head: AnswerHead, length: int | None) -> bytes:
         close = b"" if self._client.keep_alive else b"\r\nConnection: close"
@@ -312,20 +531,50 @@ class Exchange:
             payload = self._events.feed(payload)
             if complete:
                 payload += self._events.finish()
+        payload = self._heard(payload, complete)
+        record = self._record
+        record.received += len(payload)
+        if payload and record.first_s < 0:
+            record.first_s = perf_counter() - record.began
         if self._chunked:
             payload = encode(payload, complete)
         if payload:
             self._client.write(payload)
         self._after_write(complete)
 
+    def _heard(self, payload: bytes, complete: bool) -> bytes:
+        """What of the payload goes on, once it was listened to."""
+        meter = self._meter
+        if meter is None:
+            call = self._call
+            meter = self._meter = Meter(call.measured, call.hides_usage)
+        if self._events is None:
+            meter.piece(payload, complete)
+        else:
+            self._record.streaming = True
+            if payload:
+                self._record.chunks += 1
+                payload = meter.lines(payload)
+        if self._kept is not None:
+            self._keep(payload)
+        return payload
+
+    def _keep(self, payload: bytes) -> None:
+        """Keep what is to be written down, one byte beyond its bound, so that a cut one can be told."""
+        kept = self._kept
+        assert kept is not None
+        payloads = self._call.endpoint.payloads
+        room = (payloads.max_body_bytes + 1 if payloads is not None else 0) - sum(map(len, kept))
+        if room > 0:
+            kept.append(payload[:room])
+
     def _after_write(self, complete: bool) -> None:
         now = self._loop.time()
         if complete:
-            self._entity.counters.answered(2, now - self._began)
             self._end()
             self._client.finished(now)
         else:
-            self._client.deadline = now + self._limits.stall_s
+            self._client.deadline = now + self._stall_s
 
     def _broke_off(self, head: AnswerHead) -> bool:
         """Whether an answer that only the end of the connection ends stopped where it cannot end: without
@@ -336,28 +585,101 @@ class Exchange:
 
     def _collect(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
         """An error answer: read it, within bounds, and answer in our own words and shape."""
-        self._phase = _COLLECTING
+        if self._phase is not _COLLECTING:
+            self._phase = _COLLECTING
+            self._held = head
+            self._client.deadline = min(self._deadline, self._loop.time() + self._limits.error_body_s)
         self._error += payload
         if complete or len(self._error) > self._limits.error_body_bytes:
+            self._collected()
+
+    def _collected(self) -> None:
+        """As much of an error answer came as will."""
+        head = self._held
+        assert head is not None, "its head came before"
+        self._drop_upstream()
+        self._said(errors.from_upstream(head.status, self._error, head.retry_after), head.status)
+
+    def _said(self, failure: Failure, status: int = 0) -> None:
+        """The upstream has said, in so many words, that it failed; `status` is what it said, where that is
+        not what goes out."""
+        status = status or failure.status
+        timed_out = status == 408 and self._entity.route.fixed_path
+        if status >= 500:
+            self._blame("5xx")
+        elif status != 429:
+            self._well()
+        if status == 429 or status >= 500 or timed_out:
+            self._missed(failure, "429" if status == 429 else "5xx" if status >= 500 else "408")
+        else:
+            self._fail(failure, "4xx")
+
+    def _well(self) -> None:
+        if self._backend is not None:
+            self._backend.gauge.health.succeeded(self._loop.time(), self._sent_at)
+
+    # An answer that a guard has to see.
+
+    def _gather(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
+        if self._whole is None or self._phase is not _GUARDING:
+            self._whole = []
+            self._held = head
+            self._phase = _GUARDING
+        self._whole.append(payload)
+        now = self._loop.time()
+        self._client.deadline = now + self._stall_s
+        if sum(map(len, self._whole)) > self._limits.guarded_answer_bytes:
             self._drop_upstream()
-            self._fail(errors.from_upstream(head.status, self._error, head.retry_after))
+            self._fail(errors.broken("the answer is larger than a guard may look at"), "guard")
+        elif complete:
+            self._client.deadline = now + self._limits.guard_s
+            content, self._whole = b"".join(self._whole), None
+            guard = self._call.endpoint.guard_output
+            assert guard is not None, "gathered for it"
+            looking = self._loop.run_in_executor(None, guard.answer, self._kind, content, head.event_stream)
+            looking.add_done_callback(self._guarded)
+
+    def _guarded(self, looked: asyncio.Future[bytes]) -> None:
+        """The guard has looked at the whole answer."""
+        error = looked.exception()
+        if self._phase is _ENDED:
+            return
+        self._mark = perf_counter()
+        head = self._held
+        assert head is not None, "its head was kept"
+        if isinstance(error, Refused):
+            self._well()
+            self._desk.books.metrics.guarded.add(self._call.endpoint.name, "output", "refused")
+            self._fail(error.failure, "guard")
+            return
+        if error is not None:
+            self._fail(errors.broken("the answer could not be judged by its guard"), "guard")
+            return
+        content = looked.result()
+        if head.event_stream:
+            self._events = EventStream(self._limits.sse_line_bytes)
+            self._commit(head, None, self._events.feed(content) + self._events.finish(), True)
+        else:
+            self._commit(head, len(content), content, True)
 
     # Ends.
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, failure: Failure, reason: str) -> None:
         """The one way out with an error, before or after the answer has begun."""
         if self._phase is _ENDED:
             return
         begun = self._phase is _RELAYING
-        answer_fields = self._answer_fields()
+        answer_fields = b"" if begun else self._answer_fields()
         self._drop_upstream()
-        if begun or failure.status >= 500:
-            self._entity.counters.errors += 1
-        hundreds = 5 if begun else failure.status // 100
-        self._entity.counters.answered(hundreds, self._loop.time() - self._began)
+        record = self._record
+        record.code = failure.code
+        if begun:
+            record.cut = reason
+        else:
+            record.status = failure.status
         self._end()
         if not begun:
-            self._client.fail(failure, answer_fields)
+            self._client.fail(failure, answer_fields, self._request_id)
         else:
             self._client.cut(self._last_event(failure))
 
@@ -368,7 +690,9 @@ class Exchange:
         return encode(data, last=False) if self._chunked else data
 
     def _answer_fields(self) -> bytes:
-        return self._backend.answer_fields if self._backend is not None else self._entity.answer_fields
+        source = self._backend if self._backend is not None else self._entity
+        admission = self._call.admission
+        return source.answer_fields + self._measures() + (admission.fields if admission is not None else b"")
 
     def _drop_upstream(self) -> None:
         if self._dialling is not None:
@@ -377,11 +701,44 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.cancel()
             self._upstream = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
-    def _end(self) -> None:
-        self._phase = _ENDED
-        self._entity.counters.inflight -= 1
+    def _leave_backend(self) -> None:
         backend = self._backend
         if backend is not None:
+            self._record.replica = backend.replica
             backend.gauge.inflight -= 1
             self._backend = None
+
+    def _leave_entity(self) -> None:
+        counters = self._entity.counters
+        counters.inflight -= 1
+        counters.errors += 1
+
+    def _end(self) -> None:
+        self._entity.counters.inflight -= 1
+        may_have_run = self._phase is _WAITING or self._phase is _GUARDING
+        self._phase = _ENDED
+        self._leave_backend()
+        record, call = self._record, self._call
+        record.total_s = perf_counter() - record.began
+        record.wall = time.time() - record.total_s
+        record.usage = self._used()
+        if call.admission is not None:
+            used = record.usage.total if record.usage is not None else None if may_have_run else 0
+            call.admission.ended(used, time.monotonic())
+        if self._kept is not None:
+            record.answer = b"".join(self._kept)
+        self._desk.books.ended(record)
+
+    def _used(self) -> Usage | None:
+        """The tokens of this request: as the answer says, or estimated, where they are wanted."""
+        meter = self._meter
+        if meter is None:  # no answer has begun
+            return None
+        if meter.usage is not None or not self._call.measured:
+            return meter.usage
+        prompt = tokens.prompt_estimate(self._kind, self._call.document)
+        return Usage(prompt, tokens.estimate(meter.text), estimated=True)

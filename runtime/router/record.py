@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from servestate.planner.access import Caller
     from servestate.runtime.router.body import Kind
+    from servestate.runtime.router.metrics import Metrics
     from servestate.runtime.router.routing import LiveEndpoint, LiveEntity
 
 
@@ -33,48 +34,37 @@ class Usage:
 class Record:
     """One request that was taken on, from its last byte in to the last byte of its answer.
 
-    `how` is `split` or `direct` (the request named its entity). `entity` and `replica` are those that
-    answered, or were tried last; `failed` holds (entity, reason) of each attempt before, so there were
-    `len(failed) + 1` of them if any replica was reached. Times are seconds: `began` by `time.perf_counter`,
-    `wall` by `time.time`; `first_s` from there to the first content passed on (-1 = none), `total_s` to the
-    end, `queue_s` of it spent waiting for a turn, `own_s` our own work. `status` is what the client was told;
-    `code` the error's code, "" where all went well. `cut` says why an answer broke off that had begun, `gone`
-    that the client left first. `sent` counts bytes of the request's body, `received` those of the answer,
-    `chunks` the pieces of a stream. `request` and `answer` hold the bodies where the endpoint records
-    payloads and this one was chosen; `usage_context` and `client_request_id` are the caller's own words.
+    `how` is `split`, `direct` (the request named its entity), `fallback` (another than the split's answered)
+    or `mirror` (a copy). `entity` and `replica` are those that answered, or were tried last; `failed` holds
+    (entity, reason) of each attempt before, so there were `len(failed) + 1` of them if any replica was
+    reached. Times are seconds: `began` by `time.perf_counter`, `wall` by `time.time`; `first_s` from there to
+    the first content passed on (-1 = none), `total_s` to the end, `queue_s` of it spent waiting for a turn,
+    `own_s` our own work. `status` is what the client was told, 0 where it left before; `code` the error's
+    code, "" where all went well. `cut` says why an answer broke off that had begun, `gone` that the client
+    left first. `sent` counts bytes of the request's body, `received` those of the answer, `chunks` the pieces
+    of a stream. `request` and `answer` hold the bodies where the endpoint records payloads and this one was
+    chosen; `usage_context` and `client_request_id` are the caller's own words.
     """
 
-    __slots__ = (
-        "answer",
-        "began",
-        "caller",
-        "chunks",
-        "client_request_id",
-        "code",
-        "cut",
-        "endpoint",
-        "entity",
-        "failed",
-        "first_s",
-        "gone",
-        "how",
-        "kind",
-        "own_s",
-        "queue_s",
-        "received",
-        "replica",
-        "request",
-        "request_id",
-        "response_model",
-        "sent",
-        "status",
-        "streaming",
-        "total_s",
-        "traceparent",
-        "usage",
-        "usage_context",
-        "wall",
-    )
+    # On the class, not set one by one for each request: most stay as they are.
+    caller: Caller | None = None
+    """None where no tokens are declared."""
+    replica = ""
+    failed: tuple[tuple[str, str], ...] = ()
+    streaming = False
+    wall = total_s = queue_s = own_s = 0.0
+    first_s = -1.0
+    status = 0
+    code = cut = ""
+    gone = False
+    sent = received = chunks = 0
+    usage: Usage | None = None
+    response_model = ""
+    traceparent = b""
+    request: bytes | None = None
+    answer: bytes | None = None
+    client_request_id = ""
+    usage_context: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -91,29 +81,13 @@ class Record:
         self.kind = kind
         self.how = how
         self.began = began
-        self.wall = 0.0
-        self.caller: Caller | None = None
-        """None where no tokens are declared."""
-        self.replica = ""
-        self.failed: tuple[tuple[str, str], ...] = ()
-        self.streaming = False
-        self.first_s = -1.0
-        self.total_s = self.queue_s = self.own_s = 0.0
-        self.status = 0
-        self.code = self.cut = ""
-        self.gone = False
-        self.sent = self.received = self.chunks = 0
-        self.usage: Usage | None = None
-        self.response_model = ""
-        self.traceparent = b""
-        self.request: bytes | None = None
-        self.answer: bytes | None = None
-        self.client_request_id = ""
-        self.usage_context: dict[str, Any] | None = None
 
 
 class Books(Protocol):
     """Who counts and writes down. Nothing here waits, raises, or grows without bound."""
+
+    metrics: Metrics
+    """For what is rare; its counters say by which labels."""
 
     def ended(self, record: Record) -> None:
         """A request that was taken on is over."""

@@ -188,7 +188,7 @@ class Relay:
         if self._begun:
             self._client.cut(b"")
         else:
-            self._client.fail(failure, b"")
+            self._client.fail(failure, b"", self._request_id)
 
     def _drop_upstream(self) -> None:
         if self._dialling is not None:

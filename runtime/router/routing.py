@@ -7,8 +7,9 @@ of sockets, gauges, counters, the splits of endpoints whose weights did not chan
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from itertools import cycle, repeat
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
@@ -16,11 +17,14 @@ import orjson
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable, Sticky
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
+from servestate.runtime.router import pick
 from servestate.runtime.router.body import KINDS, Kind
 from servestate.runtime.router.counters import Counters
+from servestate.runtime.router.guards import LiveGuard
 from servestate.runtime.router.health import Health, HealthPolicy
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.memory import Memory
+from servestate.runtime.router.mirror import LiveMirror
 from servestate.runtime.router.pick import Draws, Split, split_of
 from servestate.runtime.router.rates import Rates
 from servestate.runtime.router.replicas import Replicas
@@ -32,12 +36,11 @@ _SENDABLE = re.compile(r"[\t -~]*")
 class Gauge:
     """Requests running on one replica, whichever table they came by, and whether it is well."""
 
-    __slots__ = ("avoid_until", "health", "inflight")
+    __slots__ = ("health", "inflight")
 
     def __init__(self, policy: HealthPolicy) -> None:
         self.inflight = 0
         self.health = Health(policy)
-        self.avoid_until = 0.0
 
 
 class LiveBackend:
@@ -68,9 +71,10 @@ class LiveBackend:
 
 
 class LiveEntity:
-    """A served entity with its replicas. `choose` is that of `Replicas`."""
+    """A served entity with its replicas. `choose` is that of `Replicas`; `by_prefix` says that it wants the
+    beginning of the prompt."""
 
-    __slots__ = ("answer_fields", "backends", "choose", "counters", "route")
+    __slots__ = ("answer_fields", "backends", "by_prefix", "choose", "counters", "route")
 
     def __init__(
         self,
@@ -84,14 +88,37 @@ class LiveEntity:
         self.backends = backends
         self.answer_fields = answer_fields
         self.counters = counters
+        self.by_prefix = policy == "prefix_hash"
         self.choose = Replicas(backends, policy).choose
 
 
 class LiveEndpoint:
-    """An endpoint with its running split. `rates` is None where calls are not limited; `models` are its
-    entries in the list of models."""
+    """An endpoint with its running split, and all that a request of it has to be asked.
 
-    __slots__ = ("by_name", "config_version", "entities", "grants", "models", "name", "rates", "split")
+    `rates` is None where nothing is limited; `guard_input`, `guard_output` and `mirror` are None where there
+    is none. `measures`: the tokens of each request are wanted. `sampled` says of each request in turn whether
+    it is written down, and is None where none is. `models` are its entries in the list of models.
+    """
+
+    __slots__ = (
+        "by_name",
+        "config_version",
+        "entities",
+        "grants",
+        "guard_input",
+        "guard_output",
+        "measures",
+        "mirror",
+        "models",
+        "name",
+        "named_by_header",
+        "payloads",
+        "rates",
+        "sampled",
+        "split",
+        "traffic",
+        "usage",
+    )
 
     def __init__(
         self,
@@ -99,8 +126,10 @@ class LiveEndpoint:
         entities: tuple[LiveEntity, ...],
         split: Split,
         rates: Rates | None,
+        mirror: LiveMirror | None,
         created: int,
     ) -> None:
+        """Raises ValueError where a guard cannot be had."""
         self.name = routes.name
         self.config_version = routes.config_version
         self.entities = entities
@@ -108,10 +137,26 @@ class LiveEndpoint:
         self.split = split
         self.grants = routes.grants
         self.rates = rates
+        self.traffic = traffic = routes.traffic
+        self.named_by_header = traffic.named_by_header
+        self.guard_input = LiveGuard(routes.guard_input) if routes.guard_input is not None else None
+        self.guard_output = LiveGuard(routes.guard_output) if routes.guard_output is not None else None
+        self.usage = routes.usage
+        self.measures = routes.usage or (rates is not None and rates.counts_tokens)
+        self.payloads = routes.payloads
+        self.sampled = sampler(routes.payloads.percent) if routes.payloads is not None else None
+        self.mirror = mirror
         names = (routes.name, *(f"{routes.name}/{entity.name}" for entity in routes.entities))
         self.models = [
             {"id": name, "object": "model", "created": created, "owned_by": "servestate"} for name in names
         ]
+
+
+def sampler(percent: int) -> Iterator[bool]:
+    """Whether each request in turn is chosen: of any hundred in a row exactly so many."""
+    if not percent:
+        return repeat(False)
+    return cycle([index == 0 for index in pick.cycle([percent, 100 - percent])])
 
 
 def list_of_models(endpoints: Iterable[LiveEndpoint]) -> bytes:
@@ -132,6 +177,22 @@ Shares = tuple[str, Sticky | None, tuple[tuple[str, int], ...]]
 """What a split is made of: it runs on for as long as none of this changes."""
 
 
+@dataclass(slots=True)
+class _Kept:
+    """What tables have in common, by name of the endpoint, endpoint and entity, place or replica."""
+
+    splits: dict[str, tuple[Shares, Split]] = field(default_factory=dict)
+    counters: dict[tuple[str, str], Counters] = field(default_factory=dict)
+    rates: dict[str, Rates] = field(default_factory=dict)
+    mirrors: dict[str, LiveMirror] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    gauges: dict[str, Gauge] = field(default_factory=dict)
+
+    def copy(self) -> _Kept:
+        """Another one with the same in it."""
+        return _Kept(*(dict(getattr(self, part.name)) for part in fields(self)))
+
+
 class Registry:
     """What outlives a table. `admit` builds the next one; it changes nothing unless it succeeds."""
 
@@ -142,51 +203,70 @@ class Registry:
         self._limits = limits
         self._secrets = secrets
         self._created = created
-        self._splits: dict[str, tuple[Shares, Split]] = {}
-        self._counters: dict[tuple[str, str], Counters] = {}
-        self._rates: dict[str, Rates] = {}
-        self.origins: dict[str, Origin] = {}
-        self.gauges: dict[str, Gauge] = {}
+        self._kept = _Kept()
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Where upstreams are reached, by scheme, host and port."""
+        return self._kept.origins
+
+    @property
+    def gauges(self) -> dict[str, Gauge]:
+        """The gauges of replicas by their names."""
+        return self._kept.gauges
 
     def admit(self, table: RoutingTable) -> LiveTable:
-        """`table` made ready. Raises ValueError naming what cannot be served: a missing secret, a bad URL."""
-        before = self._splits, self._counters, self._rates, self.origins, self.gauges
-        self._splits, self._counters = dict(self._splits), dict(self._counters)
-        self._rates = dict(self._rates)
-        self.origins, self.gauges = dict(self.origins), dict(self.gauges)
+        """`table` made ready. Raises ValueError naming what cannot be served: a missing secret, a bad URL, a
+        guard that cannot be had."""
+        before = self._kept
+        self._kept = before.copy()
         try:
             endpoints = {routes.name: self._endpoint(routes) for routes in table.endpoints}
         except PermanentError as error:
-            self._splits, self._counters, self._rates, self.origins, self.gauges = before
+            self._kept = before
             raise ValueError(f"{error}\n  fix: {error.fix}") from None
         except ValueError:
-            self._splits, self._counters, self._rates, self.origins, self.gauges = before
+            self._kept = before
             raise
         self._forget_absent(endpoints)
         return LiveTable(table, endpoints, list_of_models(endpoints.values()))
 
     def _forget_absent(self, endpoints: dict[str, LiveEndpoint]) -> None:
         """Drop what no table uses any more, except gauges of requests that still run."""
+        kept = self._kept
         entities = [entity for endpoint in endpoints.values() for entity in endpoint.entities]
         replicas = {backend.replica for entity in entities for backend in entity.backends}
         used = {id(backend.origin) for entity in entities for backend in entity.backends}
-        self.gauges = {k: g for k, g in self.gauges.items() if k in replicas or g.inflight}
-        for key in [key for key, origin in self.origins.items() if id(origin) not in used]:
-            self.origins.pop(key).retire()
-        self._splits = {name: split for name, split in self._splits.items() if name in endpoints}
-        self._rates = {name: rates for name, rates in self._rates.items() if name in endpoints}
+        kept.gauges = {k: g for k, g in kept.gauges.items() if k in replicas or g.inflight}
+        for key in [key for key, origin in kept.origins.items() if id(origin) not in used]:
+            kept.origins.pop(key).retire()
+        kept.splits = {name: split for name, split in kept.splits.items() if name in endpoints}
+        kept.rates = {name: rates for name, rates in kept.rates.items() if name in endpoints}
+        kept.mirrors = {name: mirror for name, mirror in kept.mirrors.items() if name in endpoints}
         names = {(e.name, entity.route.name) for e in endpoints.values() for entity in e.entities}
-        self._counters = {key: counters for key, counters in self._counters.items() if key in names}
+        kept.counters = {key: counters for key, counters in kept.counters.items() if key in names}
 
     def _endpoint(self, routes: EndpointRoutes) -> LiveEndpoint:
+        kept = self._kept
         names, weights = [e.name for e in routes.entities], [e.weight for e in routes.entities]
         shares = routes.traffic.split, routes.traffic.sticky, tuple(zip(names, weights, strict=True))
-        known, split = self._splits.get(routes.name, (None, None))
+        known, split = kept.splits.get(routes.name, (None, None))
         if split is None or known != shares:
             split = split_of(routes.traffic, weights, names, self._draws(routes.name, shares))
-        self._splits[routes.name] = shares, split
+        kept.splits[routes.name] = shares, split
         entities = tuple(self._entity(routes, entity) for entity in routes.entities)
-        return LiveEndpoint(routes, entities, split, self._limited(routes), self._created)
+        mirror = self._mirror(routes, entities)
+        return LiveEndpoint(routes, entities, split, self._limited(routes), mirror, self._created)
+
+    def _mirror(self, routes: EndpointRoutes, entities: Iterable[LiveEntity]) -> LiveMirror | None:
+        before = self._kept.mirrors.pop(routes.name, None)
+        wanted = routes.traffic.mirror
+        if wanted is None:
+            return None
+        entity = next(entity for entity in entities if entity.route.name == wanted.entity)
+        mirror = LiveMirror(entity, wanted.max_inflight, sampler(wanted.percent), before)
+        self._kept.mirrors[routes.name] = mirror
+        return mirror
 
     def _draws(self, endpoint: str, shares: Shares) -> Draws | None:
         """Where the workers take their turns from. Theirs change tables one after the other: those of the old
@@ -194,11 +274,16 @@ class Registry:
         return self._memory.sequence(f"split {endpoint} {shares}") if self._shared else None
 
     def _limited(self, routes: EndpointRoutes) -> Rates | None:
-        before = self._rates.pop(routes.name, None)
-        if not routes.limits:
+        before = self._kept.rates.pop(routes.name, None)
+        if not routes.limits and not routes.traffic.concurrency:
             return None
-        rates = self._rates[routes.name] = Rates(
-            routes.name, routes.limits, 0, routes.traffic.shadow, self._memory, before
+        rates = self._kept.rates[routes.name] = Rates(
+            routes.name,
+            routes.limits,
+            routes.traffic.concurrency,
+            routes.traffic.shadow,
+            self._memory,
+            before,
         )
         return rates
 
@@ -209,12 +294,12 @@ class Registry:
         ).encode("ascii")
         fields = self._request_fields(routes.name, entity)
         backends = tuple(self._backend(entity, b, fields, answer_fields) for b in entity.backends)
-        counters = self._counters.setdefault((routes.name, entity.name), Counters())
+        counters = self._kept.counters.setdefault((routes.name, entity.name), Counters())
         return LiveEntity(entity, backends, answer_fields, counters, routes.traffic.replicas)
 
     def _request_fields(self, endpoint: str, entity: EntityRoute) -> bytes:
         """The header lines that the operator configured for all replicas, the credential among them."""
-        fields = list(entity.headers)
+        lines = list(entity.headers)
         if entity.credential is not None:
             value = entity.credential.prefix + fill(entity.credential.secret, self._secrets).reveal()
             if not _SENDABLE.fullmatch(value):
@@ -223,8 +308,8 @@ class Registry:
                     f"endpoint {endpoint!r}, entity {entity.name!r}: the secret {entity.credential.secret} "
                     "holds a character that no header may hold"
                 )
-            fields.append((entity.credential.header, value))
-        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
+            lines.append((entity.credential.header, value))
+        return "".join(f"{name}: {value}\r\n" for name, value in lines).encode("ascii")
 
     def _backend(
         self, entity: EntityRoute, backend: Backend, fields: bytes, answer_fields: bytes

@@ -23,6 +23,7 @@ from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
 from servestate.runtime.router.books import Books, BooksConfig
 from servestate.runtime.router.browser import own_names
+from servestate.runtime.router.budget import Budget
 from servestate.runtime.router.client import ClientConnection, Management
 from servestate.runtime.router.families import Snapshot
 from servestate.runtime.router.limits import Limits
@@ -82,6 +83,7 @@ class Router:
         self.limits = _within_reach(config.limits)
         self.clients: set[ClientConnection] = set()
         self.stopping = False
+        self.budget = Budget(max(self.limits.buffered_bytes, self.limits.body_bytes))
         self._started = time.time()
         self._memory = memory or Memory.private()
         self._registry = Registry(config.limits, config.secrets, int(self._started), self._memory)

@@ -19,7 +19,9 @@ UNBOUNDED_COMPLETION = 1024
 
 _OPTIONS = "stream_options"
 _DROPPED = frozenset({_OPTIONS})
+_TAIL_BYTES = 4096  # usage stands at an answer's end, with little behind it
 _USAGE = b'"usage"'
+_USAGE_OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})')
 _MODEL_TEXT = re.compile(rb'"(?:content|text|reasoning_content|arguments)"[ ]?:[ ]?"((?:[^"\\]|\\.)*)"')
 _ANSWER_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]{1,200})"')
 
@@ -103,27 +105,11 @@ def usage_in(content: bytes) -> Usage | None:
     """What a whole JSON answer, or the line of an event, says of its usage."""
     at = len(content)
     while (at := content.rfind(_USAGE, 0, at)) >= 0:
-        if at and content[at - 1] == 0x5C:  # within a text
-            continue
-        start = content.find(b"{", at + len(_USAGE), at + len(_USAGE) + 8)
-        if start < 0:
-            continue
-        usage = _object_at(content, start)
-        if usage is not None:
-            return usage
-    return None
-
-
-def _object_at(content: bytes, start: int) -> Usage | None:
-    depth = 0
-    for at in range(start, min(len(content), start + 2048)):  # it holds numbers only
-        byte = content[at]
-        if byte == 0x7B:
-            depth += 1
-        elif byte == 0x7D:
-            depth -= 1
-            if depth == 0:
-                return _usage(content[start : at + 1])
+        if content[at - 1 : at] != b"\\":  # else within a text
+            match = _USAGE_OBJECT.match(content, at)
+            usage = _usage(match[1]) if match is not None else None
+            if usage is not None:
+                return usage
     return None
 
 
@@ -151,11 +137,47 @@ def model_in(content: bytes) -> str:
     return match[1].decode("utf-8", "replace") if match is not None else ""
 
 
-def without_usage(lines: bytes) -> bytes:
-    """Whole lines of an event stream, less those events that have usage and no choice: an answer to the wish
-    that the router added."""
-    kept = [line for line in lines.split(b"\n") if not _is_usage_only(line)]
-    return b"\n".join(kept)
+class Meter:
+    """Listens to an answer as it passes, for its usage. `counts_text` also adds up its text, so that there is
+    something to estimate from; `hides` takes out the event that only the router asked for."""
+
+    __slots__ = ("_counts_text", "_hides", "_tail", "text", "usage")
+
+    def __init__(self, counts_text: bool, hides: bool) -> None:
+        self._counts_text = counts_text
+        self._hides = hides
+        self._tail = b""
+        self.text = 0
+        self.usage: Usage | None = None
+
+    def passes(self, chunk: bytes) -> bool:
+        """Whether a piece of a stream, which holds whole events, can pass untouched; if so, it was heard."""
+        if _USAGE in chunk:
+            if self._hides:
+                return False
+            self.usage = usage_in(chunk) or self.usage
+        if self._counts_text:
+            self.text += text_bytes(chunk)
+        return True
+
+    def lines(self, lines: bytes) -> bytes:
+        """What of whole lines of a stream goes on."""
+        if _USAGE in lines:
+            self.usage = usage_in(lines) or self.usage
+            if self._hides:
+                lines = b"\n".join(line for line in lines.split(b"\n") if not _is_usage_only(line))
+        if self._counts_text:
+            self.text += text_bytes(lines)
+        return lines
+
+    def piece(self, payload: bytes, last: bool) -> None:
+        """Hear a piece of a JSON answer, which may be all of it."""
+        if self._counts_text:
+            self.text += text_bytes(payload)
+        if last:
+            self.usage = usage_in(self._tail + payload if self._tail else payload)
+        else:
+            self._tail = (self._tail + payload)[-_TAIL_BYTES:]
 
 
 def _is_usage_only(line: bytes) -> bool:

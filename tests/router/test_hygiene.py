@@ -97,7 +97,8 @@ def test_what_connection_names_goes_neither_way() -> None:
 def test_nothing_forbidden_comes_down() -> None:
     async def body() -> None:
         ours = {"served-model-name", "x-servestate-endpoint", "x-servestate-entity", "x-servestate-replica"}
-        ours |= {"x-servestate-config-version", "x-request-id", "content-length"}
+        ours |= {"x-servestate-config-version", "x-request-id", "content-length", "x-servestate-attempts"}
+        ours |= {"x-servestate-queue-ms", "x-servestate-overhead-ms"}
         allowed = ours | {name.decode() for name in TO_CLIENT}
         async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
             for name in NEVER_DOWN:

@@ -1,0 +1,83 @@
+"""A request that a guard has to see before it may be taken on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from servestate.runtime.router import body, errors
+from servestate.runtime.router.dispatch import Call
+from servestate.runtime.router.errors import Refused
+from servestate.runtime.router.guards import LiveGuard
+from servestate.runtime.router.limits import Limits
+
+
+class Client(Protocol):
+    """The connection that the request came by."""
+
+    deadline: float
+
+    def judged(self, call: Call, began: float) -> None:
+        """The request may be taken on."""
+
+    def refused(self, refusal: Refused, call: Call) -> None:
+        """It may not."""
+
+
+class Judging:
+    """While the guard looks, in a thread: what it takes must not hold up other requests. The client's side
+    is that of `proxy.Exchange`."""
+
+    __slots__ = ("_began", "_call", "_client", "_ended", "_limits", "_loop")
+
+    def __init__(
+        self, client: Client, call: Call, began: float, limits: Limits, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._client = client
+        self._call = call
+        self._began = began
+        self._limits = limits
+        self._loop = loop
+        self._ended = False
+
+    def start(self, guard: LiveGuard) -> None:
+        """Let the guard look."""
+        call = self._call
+        self._client.deadline = self._loop.time() + self._limits.guard_s
+        looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
+        looking.add_done_callback(self._looked)
+
+    def abandon(self) -> None:
+        """The client is gone; what the guard thinks matters no more."""
+        self._ended = True
+
+    def pause(self) -> None:
+        """Nothing is written meanwhile."""
+
+    def resume(self) -> None:
+        """See `pause`."""
+
+    def expire(self) -> None:
+        """The client's `deadline` has passed."""
+        if not self._ended:
+            self._ended = True
+            self._client.refused(
+                Refused(errors.unavailable("the guard of this endpoint is busy")), self._call
+            )
+
+    def _looked(self, looked: asyncio.Future[bytes]) -> None:
+        error = looked.exception()
+        if self._ended:
+            return
+        self._ended = True
+        call = self._call
+        if isinstance(error, Refused):
+            self._client.refused(error, call)
+        elif error is not None:
+            failed = Refused(errors.broken("the request could not be judged by its guard"))
+            self._client.refused(failed, call)
+        else:
+            raw = looked.result()
+            if raw is not call.raw:
+                call.raw, call.document = raw, body.parse(raw)
+            self._client.judged(call, self._began)
