@@ -180,6 +180,7 @@ class Predecessor:
     def leave(self) -> None:
         """Let it serve on: this router cannot start."""
         self._connection.close()
+        self.belongings.sockets.close()
 
     def _heard(self, message: Message) -> None:
         self.report = message["report"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, cast
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.spec.access_rules import is_loopback
@@ -37,7 +37,7 @@ from servestate.runtime.router.tls import Certificate, TlsFiles
 from servestate.runtime.router.upstream import Origin, UnixOrigin
 
 _RESERVED_FILES = 64
-"""Descriptors for all but clients and their upstreams: listeners, control, files that are looked at."""
+"""Descriptors for all else: listeners, control, files that are looked at and written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         if sockets.management:
             await self._manage(sockets.management)
-        await self._serve(lambda: ClientConnection(self, self._loop), sockets.router, self._tls)
+        await self._serve(self._accepted, sockets.router, self._tls)
         self.url = url_of(sockets.router, _scheme(self._tls))
         self._prober.start(self._loop)
         self._every(self.limits.tick_s, "sweep", self._sweep)
@@ -122,11 +122,11 @@ class Router:
         self._api = UnixOrigin(config.api_path, config.limits)
         management = Management(self._api, own_names(config.management[0]))
         tls = self._management_tls
-        await self._serve(lambda: ClientConnection(self, self._loop, management), sockets, tls)
+        await self._serve(lambda: self._accepted(management), sockets, tls)
         self.management_url = url_of(sockets, _scheme(tls))
 
     async def _serve(
-        self, connection: Callable[[], ClientConnection], sockets: Iterable[socket], tls: Certificate | None
+        self, connection: Callable[[], asyncio.Protocol], sockets: Iterable[socket], tls: Certificate | None
     ) -> None:
         context: ssl.SSLContext | None = None if tls is None else tls.context
         handshake_s = None if tls is None else self.limits.header_s
@@ -135,6 +135,12 @@ class Router:
                 connection, sock=sock, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
             )
             self._servers.append(server)
+
+    def _accepted(self, management: Management | None = None) -> asyncio.Protocol:
+        """What a new connection is given to: one of the too many is told so, one of far too many is not."""
+        if len(self.clients) >= 2 * self.limits.client_sockets:
+            return _Dropped()
+        return ClientConnection(self, self._loop, management)
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
@@ -235,6 +241,13 @@ class Router:
         self.books.adopt(self.table)
 
 
+class _Dropped(asyncio.Protocol):
+    """A connection for which there is nothing left, not even an answer."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
 def _is_exposed(config: RouterConfig) -> bool:
     """Whether others than this machine reach a listener. Raises InvalidInput SS601 for one of which nobody
     said that tokens may cross the network readable by others."""
@@ -253,13 +266,18 @@ def _is_exposed(config: RouterConfig) -> bool:
     return bool(exposed)
 
 
+def descriptors_for(clients: int) -> int:
+    """How many a process needs that lets so many clients in: one for each, one for its upstream, and as many
+    again for those that are told that they are too many."""
+    return 3 * clients + _RESERVED_FILES
+
+
 def _within_reach(limits: Limits) -> Limits:
-    """No more clients than there are descriptors for, with an upstream for each: one too many is told so,
-    where without descriptors its connection could only be dropped, and no file be read any more."""
+    """No more clients than there are descriptors for: whoever is let in can be served, and files be read."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
+    if most == resource.RLIM_INFINITY or most >= descriptors_for(limits.client_sockets):
         return limits
-    return replace(limits, client_sockets=min(limits.client_sockets, max(1, (most - _RESERVED_FILES) // 2)))
+    return replace(limits, client_sockets=max(1, (most - _RESERVED_FILES) // 3))
 
 
 def _certificate(files: TlsFiles | None) -> Certificate | None:

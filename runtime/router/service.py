@@ -27,7 +27,7 @@ from servestate.runtime.router.listen import (
 from servestate.runtime.router.memory import MOST_WORKERS, Memory
 from servestate.runtime.router.merging import Report, with_predecessor
 from servestate.runtime.router.metrics import merge
-from servestate.runtime.router.server import Router, RouterConfig
+from servestate.runtime.router.server import Router, RouterConfig, descriptors_for
 from servestate.runtime.router.status import ControlConnection, Reporting, Silent
 from servestate.runtime.router.workers import Tell, Workers
 
@@ -138,8 +138,8 @@ class Service:
     async def start(self, predecessor: Predecessor | None = None) -> None:
         """Answer requests, in the place of `predecessor` where there is one: it stops once this is done, and
         knows of nothing where this raises. Raises InvalidInput."""
-        _raise_file_limit()
         config = self._config
+        _raise_file_limit(config.limits)
         self._predecessor = predecessor
         kept = Sockets() if predecessor is None else predecessor.belongings.sockets
         async with contextlib.AsyncExitStack() as undoing:
@@ -286,8 +286,11 @@ def _memory(workers: int, predecessor: Predecessor | None) -> tuple[Memory | Non
     return Memory.create(workers), tuple(range(workers))
 
 
-def _raise_file_limit() -> None:
-    """Descriptors are what connections cost: take as many as may be had without asking anybody."""
+def _raise_file_limit(limits: Limits) -> None:
+    """Descriptors are what connections cost: take as many as are needed and may be had without asking. No
+    more, since processes that are started from here have as many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = descriptors_for(limits.client_sockets)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -21,19 +21,23 @@ from typing import Any
 from tests.router.rig import Answer, read_answer, request
 
 PROGRAM = """
-import json, os, sys
+import json, os, resource, sys
 from pathlib import Path
 from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.router import Limits, RouterConfig, run
 from servestate.runtime.router.tls import TlsFiles
 folder = Path(sys.argv[1])
 given = json.loads(sys.argv[2])
-files = given.pop("tls", None)
+if "files" in given:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given["files"], given.pop("files")))
+tls = given.pop("tls", None)
 replace = given.pop("replace", False)
+keyring = given.pop("keyring", None)
 config = RouterConfig(
     folder / "table.json", folder / "control.sock", given.pop("host", "127.0.0.1"), given.pop("port", 0),
     SiteSecrets(folder / "engine.key", folder / "kept.json"), workers=given.pop("workers", 1),
-    limits=Limits(**given), tls=TlsFiles(*map(Path, files)) if files else None,
+    keyring_path=Path(keyring) if keyring else None, tls=TlsFiles(*map(Path, tls)) if tls else None,
+    limits=Limits(**given),
 )
 sys.exit(run(
     config, lambda url: print(url, flush=True), replace=replace,
@@ -79,7 +83,8 @@ class Process:
 @contextmanager
 def launched(folder: Path, environ: dict[str, str] | None = None, **given: Any) -> Iterator[Process]:
     """A router process that accepts connections, on the table in `folder`. `given` are `workers`, `host`,
-    `port`, `tls` (two paths), `replace`, and any of `Limits`."""
+    `port`, `tls` (two paths), `keyring` (a path), `replace`, `files` (the bound on descriptors), and any of
+    `Limits`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder), json.dumps(given)],
         stdout=subprocess.PIPE,

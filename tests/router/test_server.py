@@ -16,9 +16,10 @@ import pytest
 from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router import Router
 from tests.router import rig
-from tests.router.rig import QUICK, ask, read_answer, request, serving, write_table
+from tests.router.processes import launched
+from tests.router.rig import QUICK, Answer, Rig, ask, read_answer, request, serving, write_table
 from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, entity, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, sse_head, table
 
 ROUTER = """
 import os, sys
@@ -199,3 +200,75 @@ def test_large_bodies_and_answers_pass_whole() -> None:
             assert got.body == raw.replace(b"chat-ep", b"engine-model")
 
     rig.run(body())
+
+
+async def served(r: Rig, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> Answer:
+    writer.write(request())
+    return await rig.bounded(read_answer(reader))
+
+
+def test_a_request_on_its_way_when_the_end_begins_is_still_answered() -> None:
+    """The idle connections of clients that go on calling: none of them meets a closed socket."""
+
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
+            busy = [await r.connect() for _ in range(4)]
+            for reader, writer in busy:
+                assert (await served(r, writer, reader)).status == 200
+            silent, silent_writer = await r.connect()
+            stopping = asyncio.create_task(r.router.stop())
+            await asyncio.sleep(0.1)
+            for reader, writer in busy:
+                got = await served(r, writer, reader)
+                assert (got.status, got.fields["connection"]) == (200, "close")
+                assert await rig.bounded(reader.read()) == b""
+                writer.close()
+            assert not stopping.done()
+            assert await rig.bounded(silent.read()) == b""
+            silent_writer.close()
+            await rig.bounded(stopping)
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_ends_whole_before_the_process_does(tmp_path: Path, workers: int) -> None:
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def stream(received: Received, writer: asyncio.StreamWriter) -> None:
+            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"1"}}]}\n\n'))
+            await gate.wait()
+            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+        async with Upstream(stream) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            for signals in (1, 2):
+                gate.clear()
+                with launched(tmp_path, workers=workers) as router:
+                    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+                    writer.write(request(b'{"model":"chat-ep","stream":true,"messages":[]}'))
+                    await rig.bounded(reader.readuntil(b'"1"'))
+                    router.process.send_signal(signal.SIGTERM)
+                    await asyncio.sleep(0.3)
+                    with pytest.raises(ConnectionRefusedError):
+                        await asyncio.open_connection("127.0.0.1", router.port)
+                    assert router.process.poll() is None
+                    if signals == 1:
+                        gate.set()
+                        assert (await rig.bounded(reader.read())).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                    else:  # at once
+                        router.process.send_signal(signal.SIGTERM)
+                        assert b"[DONE]" not in await rig.bounded(_rest(reader), 2)
+                    writer.close()
+                    assert await asyncio.to_thread(router.wait, 3) == 0
+
+    rig.run(body())
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""

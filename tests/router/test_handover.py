@@ -1,0 +1,241 @@
+"""A router that is replaced by another: nothing is refused, nothing breaks, no shared count is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.table import Limit
+from servestate.runtime.router.handover import path_beside, predecessor_of
+from servestate.runtime.router.listen import Sockets
+from servestate.runtime.router.server import Router
+from servestate.runtime.router_link import ControlSocket
+from tests.router import rig
+from tests.router.processes import Process, launched, load, status, when
+from tests.router.rig import Answer, bounded, read_answer, request, write_table
+from tests.router.test_tables import config
+from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
+
+
+@asynccontextmanager
+async def successor(folder: Path, after_s: float = 0.0, **given: Any) -> AsyncIterator[asyncio.Task[Process]]:
+    """A router that takes over while the loop goes on; the task is done once it has."""
+    router = launched(folder, replace=True, **given)
+
+    async def start() -> Process:
+        await asyncio.sleep(after_s)
+        return await asyncio.to_thread(router.__enter__)
+
+    starting = asyncio.create_task(start())
+    try:
+        yield starting
+    finally:
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await asyncio.to_thread(router.__exit__, None, None, None)
+
+
+async def ask(port: int) -> Answer:
+    """One request on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request())
+    try:
+        return await bounded(read_answer(reader))
+    finally:
+        writer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 3), (3, 1)])
+def test_nothing_is_refused_and_nothing_breaks(tmp_path: Path, before: int, after: int) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            split = table(entity("a", 90, up.url), entity("b", 10, up.url))
+            write_table(tmp_path / "table.json", split)
+            with launched(tmp_path, workers=before) as old:
+                assert old.line() == "alone"
+                async with (
+                    successor(tmp_path, 0.3, workers=after) as taking_over,
+                    load(old.port, clients=12, reuse=10) as ledger,
+                ):
+                    new = await taking_over
+                    assert new.url == old.url
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert f"replaced by the router with pid {new.pid}" in old.said
+                    assert await asyncio.to_thread(new.line) == "alone"
+                    seen = ledger.statuses[200]
+                    await asyncio.sleep(0.3)
+                    assert ledger.statuses[200] > seen
+                    told = await asyncio.to_thread(status, tmp_path)
+                    assert (told["pid"], len(told["workers"])) == (new.pid, after)
+                assert (ledger.refused, ledger.broken, set(ledger.statuses)) == ([], [], {200})
+                if before > 1:  # what several share goes on where it stood
+                    called = sum(ledger.entities.values())
+                    assert abs(ledger.entities["a"] - 0.9 * called) <= 1
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+def test_limits_go_on_where_they_stood(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            limited = table(entity("a", 100, up.url), limits=(Limit("endpoint", "", 20),))
+            write_table(tmp_path / "table.json", limited)
+            with launched(tmp_path, workers=2) as old:
+                assert [(await ask(old.port)).status for _ in range(15)] == [200] * 15
+                async with successor(tmp_path, workers=2) as taking_over:
+                    new = await taking_over
+                    assert await asyncio.to_thread(old.wait) == 0
+                    found = [(await ask(new.port)).status for _ in range(10)]
+                    assert found == [200] * 5 + [429] * 5
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_that_is_running_ends_whole_and_counts_until_then(tmp_path: Path, workers: int) -> None:
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def stream(received: Received, writer: asyncio.StreamWriter) -> None:
+            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"1"}}]}\n\n'))
+            await gate.wait()
+            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+        async with Upstream(stream) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                reader, writer = await asyncio.open_connection("127.0.0.1", old.port)
+                body_sent = b'{"model":"chat-ep","stream":true,"messages":[]}'
+                writer.write(request(body_sent))
+                await bounded(reader.readuntil(b'"1"'))
+                async with successor(tmp_path, workers=workers) as taking_over:
+                    new = await taking_over
+                    told = await when(tmp_path, lambda told: told.get("replacing") == old.pid)
+                    assert told["pid"] == new.pid
+                    assert told["replicas"]["a#0"]["inflight"] == 1
+                    # Nothing is adopted before the old one goes by it too, nothing drained that it uses.
+                    write_table(tmp_path / "table.json", table(entity("a", 100, up.url), version=2))
+                    await bounded(ControlSocket(tmp_path / "control.sock").adopted(2), 3)
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(_drained(tmp_path), 0.5)
+                    with pytest.raises(InvalidInput, match="being replaced already"):
+                        await asyncio.to_thread(predecessor_of, tmp_path / "control.sock")
+                    assert old.process.poll() is None
+                    gate.set()
+                    rest = await bounded(reader.read())
+                    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                    writer.close()
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert await asyncio.to_thread(new.line) == "alone"
+                    told = await when(tmp_path, lambda told: "replacing" not in told)
+                    assert told["replicas"]["a#0"]["inflight"] == 0
+
+    rig.run(body())
+
+
+async def _drained(folder: Path) -> None:
+    """Return once the router says that nothing runs on the replica of the tests."""
+    await when(folder, lambda told: told["replicas"]["a#0"]["inflight"] == 0, within_s=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_successor_that_cannot_start_leaves_everything_as_it_was(tmp_path: Path, workers: int) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                async with load(old.port, clients=8, reuse=10) as ledger:
+                    for _ in range(3):
+                        async with successor(tmp_path, workers=workers, tls=["no.pem", "no.pem"]) as failing:
+                            with pytest.raises(AssertionError, match="SS640"):
+                                await failing
+                    told = await asyncio.to_thread(status, tmp_path)
+                    assert told["pid"] == old.pid
+                    assert "replacing" not in told
+                assert (ledger.refused, ledger.broken, set(ledger.statuses)) == ([], [], {200})
+                async with successor(tmp_path, workers=workers) as taking_over:
+                    new = await taking_over
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert (await ask(new.port)).status == 200
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+def test_it_takes_new_addresses_and_gives_old_ones_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=2) as old, socket.create_server(("127.0.0.1", 0)) as probe:
+                free = probe.getsockname()[1]
+                probe.close()
+                async with successor(tmp_path, workers=1, port=free) as taking_over:
+                    new = await taking_over
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert new.port == free
+                    assert (await ask(free)).status == 200
+                    with pytest.raises(ConnectionRefusedError):
+                        await ask(old.port)
+
+    rig.run(body())
+
+
+def test_a_successor_that_dies_late_finds_its_place_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had the control socket already: whoever asks there must find the router that serves."""
+
+    async def dies(self: Router, sockets: Sockets) -> None:
+        sockets.close()
+        raise OSError("at the last moment")
+
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        settings = config(tmp_path)
+        old = rig.service(settings)
+        await old.start()
+        predecessor = await asyncio.to_thread(predecessor_of, settings.control_path)
+        monkeypatch.setattr(Router, "start", dies)
+        with pytest.raises(OSError, match="at the last moment"):
+            await rig.service(settings).start(predecessor)
+        monkeypatch.undo()
+        told = await when(tmp_path, lambda told: told["pid"] == os.getpid())
+        assert told["listen"] == old.url
+        again = await asyncio.to_thread(predecessor_of, settings.control_path)
+        assert again is not None
+        again.leave()
+        await old.stop()
+        assert not settings.control_path.exists()
+        assert not path_beside(settings.control_path).exists()
+
+    rig.run(body())
+
+
+def test_without_a_router_that_runs_there_is_nothing_to_take_over(tmp_path: Path) -> None:
+    assert predecessor_of(tmp_path / "control.sock") is None
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path_beside(tmp_path / "control.sock")))
+    assert predecessor_of(tmp_path / "control.sock") is None
+
+
+def test_only_this_user_may_ask(tmp_path: Path) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        router = rig.service(config(tmp_path))
+        await router.start()
+        assert path_beside(tmp_path / "control.sock").stat().st_mode & 0o777 == 0o600
+        await router.stop()
+
+    rig.run(body())
