@@ -250,7 +250,9 @@ def _body(
 
 
 def _telling(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
-    return {k: v for k, v in attributes.items() if v not in ("", [], {}, None, False)} if attributes else None
+    # By identity: a share of 0 says something, and equals False.
+    empty: tuple[Any, ...] = ("", [], {}, None)
+    return {k: v for k, v in attributes.items() if v not in empty and v is not False} if attributes else None
 
 
 def _attribute(

@@ -76,4 +76,4 @@ def _guard(what: str, guard: Guard | None) -> Iterator[str]:
         done = "refused" if guard.pii == "BLOCK" else "masked"
         yield f"personal data in {what} is {done}"
     if guard.keywords:
-        yield f"{what} with {counted(len(guard.keywords), 'keyword')} that the block lists are refused"
+        yield f"{what} that hold a listed keyword are refused"

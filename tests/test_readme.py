@@ -67,3 +67,15 @@ def test_example_is_valid_without_warnings(tmp_path: Path) -> None:
     example(tmp_path)
     found = run(tmp_path, "validate", "--strict")
     assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_the_configuration_of_traffic_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text().partition("## Traffic")[2]
+    match = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert match is not None
+    (tmp_path / "endpoints.yaml").write_text(match[1])
+    version = '{engine: command, argv: [serve, "{port}"]}'
+    models = f'servestate: {{models: {{acme.chat.llama: {{versions: {{"1": {version}, "2": {version}}}}}}}}}'
+    (tmp_path / "models.yaml").write_text(models)
+    found = run(tmp_path, "validate", "--strict")
+    assert (found.returncode, found.stderr) == (0, "")
