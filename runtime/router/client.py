@@ -26,6 +26,7 @@ from servestate.runtime.router.record import Books
 from servestate.runtime.router.relay import Relay, request_bytes
 from servestate.runtime.router.routes import (
     Invocation,
+    MetricsPage,
     ModelList,
     NotFound,
     OpenAICall,
@@ -58,10 +59,11 @@ class Desk(dispatch.Desk, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Management:
-    """What a listener has that answers for the management API as well: where that is, and what it may itself
-    be called in Host."""
+    """What a listener has that answers for the management API as well: where that is, where the whole router
+    is asked for its metrics, and what it may itself be called in Host."""
 
     api: Origin
+    reports: Origin
     names: frozenset[str]
 
 
@@ -320,6 +322,9 @@ class ClientConnection(asyncio.Protocol):
             self._send(200, b"", dispatch.models(desk, head), next(REQUEST_IDS))
         elif isinstance(route, ToManagement):
             self._relay(head, reader.body)
+        elif isinstance(route, MetricsPage):
+            dispatch.check_metrics(desk, head)
+            self._relay_metrics()
         else:
             raise Refused(_no_such_path())
 
@@ -350,7 +355,15 @@ class ClientConnection(asyncio.Protocol):
         assert self._management is not None  # no other listener has such a route
         request_id = next(REQUEST_IDS)
         request = request_bytes(head, content, self._peer(), request_id)
-        relay = Relay(self, self._management.api, request, request_id, self._desk.limits, self._loop)
+        self._relay_to(self._management.api, request, request_id)
+
+    def _relay_metrics(self) -> None:
+        assert self._management is not None  # no other listener has such a route
+        request_id = next(REQUEST_IDS)
+        self._relay_to(self._management.reports, b"GET /metrics HTTP/1.1\r\nHost: router\r\n\r\n", request_id)
+
+    def _relay_to(self, origin: Origin, request: bytes, request_id: bytes) -> None:
+        relay = Relay(self, origin, request, request_id, self._desk.limits, self._loop)
         self._exchange = relay
         relay.start()
 

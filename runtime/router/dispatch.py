@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from servestate.planner.access import Caller
+from servestate.planner.access import Caller, Level, level_of
 from servestate.runtime.router import body, errors, parameters, tokens
 from servestate.runtime.router.access import Access, Visitor, permit
 from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, Document, Kind
-from servestate.runtime.router.errors import LIMITED, Failure, Refused, refused, unknown
+from servestate.runtime.router.errors import LIMITED, PERMISSION_DENIED, Failure, Refused, refused, unknown
 from servestate.runtime.router.heads import RequestHead
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.mutex import Uncountable
@@ -111,6 +111,13 @@ def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
     visitor = None if access.open else access.visitor(head.authorization)
     if isinstance(route, Invocation):
         permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
+
+
+def check_metrics(desk: Desk, head: RequestHead) -> None:
+    """Raises Refused for a caller who may not see every endpoint: the metrics name them all."""
+    access = desk.access
+    if not access.open and level_of(access.visitor(head.authorization).caller, ()) < Level.CAN_VIEW:
+        raise refused("metrics need a token that may view every endpoint", PERMISSION_DENIED, 403)
 
 
 def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes) -> Call:

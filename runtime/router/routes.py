@@ -18,6 +18,7 @@ _NAME = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-]{1,128}")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _OPENAI = {("chat", "completions"): CHAT, ("completions",): COMPLETION, ("embeddings",): EMBEDDING}
 _DISCOVERY = b"/.well-known/databricks-config"
+_METRICS = b"/metrics"
 _API_METHODS = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
 _API_SEGMENT = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-~@+:=, ]{1,256}")
 _SURFACES = {"v1": Shape.OPENAI, "serving-endpoints": Shape.SERVING}
@@ -55,13 +56,20 @@ class ToManagement:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """What all workers have counted, as Prometheus reads it."""
+
+    shape: Shape = Shape.SERVING
+
+
+@dataclass(frozen=True, slots=True)
 class NotFound:
     """No such path or verb. `shape` is still that of the client most likely to read the answer."""
 
     shape: Shape
 
 
-Route = Invocation | OpenAICall | ModelList | ToManagement | NotFound
+Route = Invocation | OpenAICall | ModelList | ToManagement | MetricsPage | NotFound
 
 
 @lru_cache(maxsize=1024)
@@ -89,6 +97,8 @@ def resolve_with_management(method: bytes, target: bytes) -> Route:
     path = target.partition(b"?")[0]
     if (method == b"GET" and path == _DISCOVERY) or (method in _API_METHODS and _is_of_api(path)):
         return ToManagement()
+    if method == b"GET" and path == _METRICS:
+        return MetricsPage()
     return resolve(method, target)
 
 

@@ -120,7 +120,8 @@ class Router:
         assert config.management is not None
         assert config.api_path is not None
         self._api = UnixOrigin(config.api_path, config.limits)
-        management = Management(self._api, own_names(config.management[0]))
+        reports = UnixOrigin(config.control_path, config.limits)
+        management = Management(self._api, reports, own_names(config.management[0]))
         tls = self._management_tls
         await self._serve(lambda: self._accepted(management), sockets, tls)
         self.management_url = url_of(sockets, _scheme(tls))

@@ -163,7 +163,7 @@ CROOKED += [
     "/apix/y",
     "/api/'a'",
 ]
-CROOKED += ["/.well-known/databricks-config/", "/.well-known/x", "/.well-known/../api/x", "/", "/metrics"]
+CROOKED += ["/.well-known/databricks-config/", "/.well-known/x", "/.well-known/../api/x", "/", "/metrics/"]
 
 
 @pytest.mark.parametrize("target", PATHS)
