@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from servestate.runtime.cli.output import complain
 from servestate.runtime.configuration import Options, has_configuration, load_configuration
 from servestate.runtime.keyring import Keyring, keyring_of, write_keyring
 from servestate.runtime.router_link import router_status
-from servestate.runtime.table_file import write_durably, write_table
+from servestate.runtime.table_file import write_table
 from servestate.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
     PermanentError where a declared token cannot be had."""
     _prepare(workspace, beside.api)
     keyring = keyring_of(workspace.site.access, workspace.secrets)
-    with _written(keyring, workspace.keyring_path) as keyring_in_use:
+    draft = workspace.keyring_path.with_suffix(f".{os.getpid()}")
+    with _drafted(keyring, draft):
         from servestate.runtime.guard import API, CONTROLLER, Guard
         from servestate.runtime.router.service import run as run_router
 
@@ -80,7 +82,7 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
         guards = [Guard(c, workspace, complain, beside.reread, beside.configuration) for c in children]
 
         def ready(url: str) -> None:
-            keyring_in_use()
+            draft.replace(workspace.keyring_path)
             if keyring.open:
                 complain("servestate: no access tokens are declared: this machine only, and everybody on it")
             on_ready(url)
@@ -93,7 +95,7 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
             for guard in guards:
                 ending.callback(guard.stop)
             return run_router(
-                router_config(workspace, api=beside.api),
+                replace(router_config(workspace, api=beside.api), keyring_draft=draft),
                 ready,
                 lambda url: complain(f"servestate: managing on {url}"),
                 replace=beside.replace,
@@ -152,22 +154,13 @@ def _tls(listener: Listener, root: Path) -> TlsFiles | None:
 
 
 @contextmanager
-def _written(keyring: Keyring, path: Path) -> Iterator[Callable[[], None]]:
-    """Have the keyring in its file, from which the router reads it. Before the function that is given was
-    called, a failure restores what was there: a router that runs by it goes on as before."""
-    before = path.read_bytes() if path.exists() else None
-    write_keyring(path, keyring)
-    in_use = False
-
-    def used() -> None:
-        nonlocal in_use
-        in_use = True
-
+def _drafted(keyring: Keyring, draft: Path) -> Iterator[None]:
+    """Have the keyring written, but not yet where a router that runs already would go by it."""
+    write_keyring(draft, keyring)
     try:
-        yield used
+        yield
     finally:
-        if not in_use and before is not None:
-            write_durably(path, before.decode(), mode=0o600)
+        draft.unlink(missing_ok=True)
 
 
 def _prepare(workspace: Workspace, api: bool) -> None:

@@ -51,11 +51,12 @@ class Access:
     """The keyring in use, why the newest one is not (`error`), and who was let in within the last second.
 
     Owned by the loop; `poll` is called by its sweep. Where `path` is None no token is ever asked for.
-    `exposed` says that others than this machine reach a listener: the keyring must then hold tokens, also
-    later.
+    `draft`, where there is such a file, is what will be at `path` once this router answers, and is begun
+    with: one that is only trying to start changes nothing for one that runs by `path`. `exposed` says that
+    others than this machine reach a listener: the keyring must then hold tokens, also later.
     """
 
-    def __init__(self, path: Path | None, *, exposed: bool = False) -> None:
+    def __init__(self, path: Path | None, *, draft: Path | None = None, exposed: bool = False) -> None:
         """Raises InvalidInput SS610 where the file cannot be read, SS601 where it would let everybody in."""
         self._path = path
         self._exposed = exposed
@@ -66,7 +67,7 @@ class Access:
             self.use(Keyring(os.urandom(32), {}))
         else:
             self._seen = stamp_of(path)
-            self.use(_first(path))
+            self.use(_first(draft if draft is not None and draft.exists() else path))
         if exposed and self.open:
             raise _invalid(
                 "SS601",

@@ -102,12 +102,8 @@ def control_socket(path: Path, *, replacing: bool = False) -> socket.socket:
             f"the control socket's path is longer than {_SOCKET_PATH_BYTES} bytes: {path}",
             "shorten it",
         )
-    if not replacing and _answers(path):
-        raise _invalid(
-            "SS604",
-            f"another router answers on {path}",
-            "stop it first, or replace it: servestate serve --replace",
-        )
+    if not replacing:
+        check_alone(path)
     draft = path.with_suffix(".new")  # no longer than the path itself
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -124,6 +120,13 @@ def control_socket(path: Path, *, replacing: bool = False) -> socket.socket:
     finally:
         os.umask(mask)
     return sock
+
+
+def check_alone(path: Path) -> None:
+    """Raises InvalidInput SS604 where a router answers on its control socket there."""
+    if _answers(path):
+        fix = "stop it first, or replace it: servestate serve --replace"
+        raise _invalid("SS604", f"another router answers on {path}", fix)
 
 
 def remove_control(path: Path, identity: tuple[int, int]) -> None:

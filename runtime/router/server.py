@@ -45,11 +45,11 @@ class RouterConfig:
     """Where the table is read, where to listen (port 0 = any free one), and within which limits.
 
     `management` is the host and port of the listener that also relays to the management API, whose socket is
-    `api_path`; both or neither are given. `keyring_path` says who may call; None: everybody. `tls` and
-    `management_tls` have a listener end TLS itself; `plaintext` names the listeners (`router`, `management`)
-    that others than this machine may reach without. `workers` is how many processes answer; with more than
-    one, `secrets` has to be of a kind that can be pickled (`SiteSecrets`). `books` says what is kept of
-    requests beyond metrics.
+    `api_path`; both or neither are given. `keyring_path` says who may call; None: everybody. `keyring_draft`
+    is read in its place as long as it is there. `tls` and `management_tls` have a listener end TLS itself;
+    `plaintext` names the listeners (`router`, `management`) that others than this machine may reach without.
+    `workers` is how many processes answer; with more than one, `secrets` has to be of a kind that can be
+    pickled (`SiteSecrets`). `books` says what is kept of requests beyond metrics.
     """
 
     table_path: Path
@@ -61,6 +61,7 @@ class RouterConfig:
     management: tuple[str, int] | None = None
     api_path: Path | None = None
     keyring_path: Path | None = None
+    keyring_draft: Path | None = None
     plaintext: frozenset[str] = frozenset()
     tls: TlsFiles | None = None
     management_tls: TlsFiles | None = None
@@ -79,7 +80,7 @@ class Router:
     def __init__(self, config: RouterConfig, memory: Memory | None = None) -> None:
         """Raises InvalidInput SS601, SS602, SS610, SS611 and SS640."""
         self._config = config
-        self.access = Access(config.keyring_path, exposed=_is_exposed(config))
+        self.access = Access(config.keyring_path, draft=config.keyring_draft, exposed=_is_exposed(config))
         self.limits = _within_reach(config.limits)
         self.clients: set[ClientConnection] = set()
         self.stopping = False

@@ -18,6 +18,7 @@ from servestate.runtime.router.handover import Belongings, Predecessor, Successi
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.listen import (
     Sockets,
+    check_alone,
     control_socket,
     identity_of,
     is_at,
@@ -143,7 +144,9 @@ class Service:
         self._predecessor = predecessor
         kept = Sockets() if predecessor is None else predecessor.belongings.sockets
         async with contextlib.AsyncExitStack() as undoing:
-            if predecessor is not None:
+            if predecessor is None:
+                check_alone(config.control_path)  # here first: that its port is taken would be said of any
+            else:
                 undoing.callback(predecessor.leave)
             self._sockets = open_all((config.host, config.port), config.management, config.workers, kept)
             undoing.callback(self._sockets.close)
