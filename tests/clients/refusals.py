@@ -122,13 +122,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "kinds of machine": one(workload_type="TPU"),
 }
 NOT_YET: dict[str, dict[str, Any]] = {
-    "fallback": gateway(fallback_config={"enabled": True}),
-    "guardrails": gateway(guardrails={"input": {"pii": {"behavior": "BLOCK"}}}),
-    "keywords": gateway(guardrails={"output": {"invalid_keywords": ["secret"]}}),
-    "inference table": gateway(
-        inference_table_config={"enabled": True, "catalog_name": "c", "schema_name": "s"}
-    ),
-    "limits of tokens": limited({"tokens": 100}),
+    "safety": gateway(guardrails={"input": {"safety": True}}),
+    "topics": gateway(guardrails={"output": {"valid_topics": ["law"]}}),
     "anthropic": abroad(**ANTHROPIC),
     "cohere": abroad(**COHERE),
     "azure": abroad(openai_config={"openai_api_key": "{{secrets/demo/key}}", "openai_api_type": "azure"}),

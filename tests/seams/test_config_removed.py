@@ -40,6 +40,8 @@ def test_the_models_stay_and_are_repaired(site: Site) -> None:
 
 def test_what_nothing_tells_about_is_asked_for() -> None:
     """A replacement that stops the old one first was interrupted in between."""
-    record = EndpointRecord("solo", "solo", "shop", '{"config":{}}', 2, (Target("only", 100, ()),))
+    record = EndpointRecord(
+        "solo", "solo", "shop", '{"config":{"served_entities":[]}}', 2, (Target("only", 100, ()),)
+    )
     with pytest.raises(InvalidInput, match="SS306"):
         with_recorded_config(ResolvedEndpoint("solo", "solo", "{}", ()), record, {})
