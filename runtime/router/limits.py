@@ -53,8 +53,6 @@ class Limits:
     upstream_trust_s: float = 0.5
     """A socket idle for longer is looked at for an unseen close before it is used again."""
     connect_s: float = 5.0
-    avoid_s: float = 1.0
-    """A replica that refused a connection is picked last for this long."""
     request_s: float = 120.0
     """To the first byte of the answer, all attempts together."""
     peek_s: float = 15.0

@@ -258,7 +258,7 @@ class Exchange:
         self._mark = perf_counter()
         backend = self._backend
         if backend is not None:
-            self._blame("unreachable")
+            self._blame("unreachable", why)
             self._tried += (backend,)
             self._leave_backend()
         self._try_next(self._loop.time())
@@ -438,10 +438,12 @@ class Exchange:
         else:
             self._fail(failure, reason)
 
-    def _blame(self, reason: str) -> None:
-        """What happened speaks against the health of the replica."""
+    def _blame(self, reason: str, why: str = "") -> None:
+        """What happened speaks against the health of the replica; `why` says more than the word for it."""
         backend = self._backend
-        if backend is not None and backend.gauge.health.failed(self._loop.time(), reason, self._sent_at):
+        if backend is not None and backend.gauge.health.failed(
+            self._loop.time(), why or reason, self._sent_at
+        ):
             ejections = self._desk.books.metrics.ejections
             ejections.add(self._call.endpoint.name, self._entity.route.name, reason)
 

@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -73,6 +74,10 @@ class RouterConfig:
             raise ValueError("management and api_path are given together")
 
 
+_SWITCH_S = 0.001
+"""How long a thread that writes or judges may keep the loop waiting for the interpreter."""
+
+
 class Router:
     """One process's router. Everything here belongs to the loop it was started in. `memory` holds what all
     workers count together."""
@@ -110,6 +115,7 @@ class Router:
         await self._serve(self._accepted, sockets.router, self._tls)
         self.url = url_of(sockets.router, _scheme(self._tls))
         self._prober.start(self._loop)
+        sys.setswitchinterval(_SWITCH_S)
         self._every(self.limits.tick_s, "sweep", self._sweep)
         self._every(self.limits.table_poll_s, "files", self._look_at_files)
         gc.collect()

@@ -19,12 +19,14 @@ from servestate.runtime.router.routing import Gauge, LiveEndpoint, LiveTable
 def endpoints_report(table: LiveTable) -> dict[str, Any]:
     """Per endpoint and entity: `assigned` counts turns of the split since its weights last changed, `direct`
     requests that named the entity; `requests`, `errors` count since start, `inflight` over all tables.
-    `statuses` and `latency_ms` are those of `Counters`. `limited` counts calls that a limit refused."""
+    `statuses` and `latency_ms` are those of `Counters`. `limited` counts calls that a limit refused. `mirror`
+    is there where copies are made, and what became of them."""
     return {
         name: {
             "config_version": endpoint.config_version,
             "limited": sum(endpoint.rates.refused.values()) if endpoint.rates is not None else 0,
             "entities": _entities(endpoint),
+            **_mirror(endpoint),
         }
         for name, endpoint in table.endpoints.items()
     }
@@ -66,6 +68,15 @@ def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
         }
         for entity, assigned in zip(endpoint.entities, endpoint.split.assigned, strict=True)
     }
+
+
+def _mirror(endpoint: LiveEndpoint) -> dict[str, Any]:
+    mirror = endpoint.mirror
+    if mirror is None:
+        return {}
+    prompt, completion, _, _ = mirror.counters.tokens
+    told = {"entity": mirror.entity.route.name, "inflight": mirror.inflight}
+    return {"mirror": told | {"tokens": [prompt, completion]} | _answers(mirror.counters)}
 
 
 def _answers(counters: Counters) -> dict[str, Any]:
