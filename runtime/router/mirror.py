@@ -1,7 +1,8 @@
 """Copies of requests for another served entity, whose answers are thrown away.
 
 The caller never waits for a copy and never hears of it: one that finds its target busy, not ready or not
-reachable is dropped and counted.
+reachable is dropped and counted. What a replica makes of a copy says as much of its health as what it makes
+of a request, and a copy may be its trial.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class _Copy:
         "_mirror",
         "_record",
         "_request",
+        "_sent_at",
         "_status",
         "_tail",
         "_timer",
@@ -131,6 +133,7 @@ class _Copy:
         self._upstream: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle
+        self._sent_at = 0.0
         self._status = 0
         self._tail = b""
 
@@ -141,7 +144,8 @@ class _Copy:
         limits: Limits = self._desk.limits
         deadline = self._call.endpoint.traffic.deadline_s or limits.request_s
         self._timer = self._loop.call_later(deadline, self._late)
-        connection = self._backend.origin.take(self._loop.time())
+        self._sent_at = self._loop.time()
+        connection = self._backend.origin.take(self._sent_at)
         if connection is not None:
             self.connected(connection)
         else:
@@ -157,6 +161,7 @@ class _Copy:
     def failed_to_connect(self, why: str) -> None:
         """See `upstream.Exchange`."""
         self._dialling = None
+        self._blame("unreachable")
         self._end("unreachable")
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
@@ -165,6 +170,7 @@ class _Copy:
         self._hear(payload)
         if complete:
             self._upstream = None
+            self._judge(head.status)
             self._end("ok" if head.status < 400 else "error")
 
     def relayed(self, chunk: bytes) -> bool:
@@ -175,6 +181,7 @@ class _Copy:
     def lost(self, why: str, *, bad: bool) -> None:
         """See `upstream.Exchange`."""
         self._upstream = None
+        self._blame("bad" if bad else "lost")
         self._end("lost")
 
     def _hear(self, payload: bytes) -> None:
@@ -189,7 +196,23 @@ class _Copy:
             self._dialling.cancel()
         if self._upstream is not None:
             self._upstream.cancel()
+        self._blame("timeout")
         self._end("late")
+
+    def _judge(self, status: int) -> None:
+        """What an answer says of its replica: nothing, where it had no room for the request."""
+        health = self._backend.gauge.health
+        if status >= 500:
+            self._blame("5xx")
+        elif status == 429:
+            health.abandoned(self._sent_at)
+        else:
+            health.succeeded(self._loop.time(), self._sent_at)
+
+    def _blame(self, reason: str) -> None:
+        if self._backend.gauge.health.failed(self._loop.time(), reason, self._sent_at):
+            ejections = self._desk.books.metrics.ejections
+            ejections.add(self._call.endpoint.name, self._mirror.entity.route.name, reason)
 
     def _end(self, outcome: str) -> None:
         self._timer.cancel()
