@@ -33,7 +33,7 @@ from benchmarks.router.workers import Workers, workers
 RESULTS = Path(__file__).parents[1] / "results" / "router.md"
 ROUNDS = ("small", "large", "latency", "half", "chunk")
 ONCE = ("ladder", "memory", "bytes", "workers")
-_NEEDS = {"ladder": {"small", "chunk"}, "half": {"small"}, "chunk": {"small"}}
+_NEEDS = {"ladder": {"small", "chunk"}, "half": {"small"}, "chunk": {"small"}, "memory": {"small"}}
 
 
 def main() -> None:
@@ -78,11 +78,13 @@ def report_of(
         "# Router benchmark\n",
         f"Made by `{command}`. Medians of the rounds,",
         f"ratios paired within a round. {figures.repeated} measurements were repeated since other processes",
-        f"took more than 6 % of a core; {figures.disturbed} had to be kept all the same. Load average at the",
-        f"end {os.getloadavg()[0]:.1f}.\n",
+        f"took more than 6 % of a core or the cores were moved; {figures.disturbed} had to be kept all the",
+        f"same. Load average at the end {os.getloadavg()[0]:.1f}.\n",
         "Each target alone on core 0 with one worker; the engines' stand-in and the client, both in C, on",
         f"core 1. {CONNECTIONS} connections; {STREAMS} streams of {CHUNKS_PER_S} chunks/s. Requests/s per",
-        "core are 1 s / CPU time of a request. Only ratios carry over to another machine.\n",
+        "core are 1 s / CPU time of a request. Only ratios carry over to another machine.",
+        "`a / b`: a while the two cores shared a cache, b while they did not (`-`: did not occur); what was",
+        "asked for has to hold for both.\n",
         "## What was asked for\n",
         bars(figures, bodies, scaled if isinstance(scaled, Workers) else None),
         f"Workers: {scaled.text() if isinstance(scaled, Workers) else scaled}\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -49,13 +50,22 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """All that runs. `absent` says of each peer that does not take part why."""
+    """All that runs. `distance` is the built `distance.c`; `absent` says of each peer that does not take part
+    why."""
 
     client: Client
+    distance: Path
     engines: tuple[Pinned, Pinned]
     ports: tuple[int, int]
     targets: tuple[Target, ...]
     absent: dict[str, str]
+
+    def distance_ns(self) -> float:
+        """How long a word takes from the target's core to the load's and back, just now."""
+        done = subprocess.run(
+            [str(self.distance), TARGET_CORE, LOAD_CORE], capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
 
     def direct(self, size: int, stream: bool = False, words: str = "") -> bytes:
         """The request as the first engine gets it without anybody between."""
@@ -89,7 +99,14 @@ def bench(peers: Sequence[Peer], ready_within_s: float = 60.0) -> Iterator[Bench
                 targets.append(found)
             else:
                 absent[peer.name] = found
-        yield Bench(client, (engines[0], engines[1]), ports, tuple(targets), absent)
+        yield Bench(
+            client,
+            build(HERE / "distance.c", folder),
+            (engines[0], engines[1]),
+            ports,
+            tuple(targets),
+            absent,
+        )
 
 
 @contextmanager

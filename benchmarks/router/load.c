@@ -26,6 +26,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,6 +75,8 @@ static void fail(const char *what, const char *text, int length) {
 
 static int dial(void) {
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct timeval patience = {1, 0}; /* a full backlog would hold us up for minutes */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (fd < 0 || fd >= MOST || connect(fd, (struct sockaddr *)&address, sizeof address)) {
         fail("connect", strerror(errno), strlen(strerror(errno)));
         if (fd >= 0) close(fd);
@@ -256,7 +259,7 @@ static void run_streams(int count, double seconds) {
     for (;;) {
         int64_t at = now();
         if (end && at >= end) finish((at - began_ns) / 1e9);
-        if (opened < count && at >= first + opened * 1000000ll) {
+        if (opened < count && !settled && at >= first + opened * 1000000ll) {
             int fd = dial();
             if (fd >= 0) ask(fd, at);
             opened++;

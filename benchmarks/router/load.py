@@ -108,7 +108,7 @@ class Client:
 def build(source: Path, into: Path) -> Path:
     """Compile one C file."""
     program = into / source.stem
-    subprocess.run(["gcc", "-O2", "-o", str(program), str(source)], check=True)
+    subprocess.run(["gcc", "-O2", "-pthread", "-o", str(program), str(source)], check=True)
     return program
 
 

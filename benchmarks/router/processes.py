@@ -86,9 +86,11 @@ def started(
 
 
 def busy_s() -> float:
-    """Processor time that all processes of this machine have taken, and what the host kept for itself."""
-    user, nice, system, _, _, _, _, steal = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    return sum(map(int, (user, nice, system, steal))) / _TICKS
+    """Processor time that anything took on this machine, interrupts and the host included."""
+    user, nice, system, _, _, *others = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return sum((user, nice, system, *others)) / _TICKS
 
 
 def free_port() -> int:

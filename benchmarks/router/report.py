@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.router.fidelity import Fidelity
-from benchmarks.router.figures import NAN, Figures
+from benchmarks.router.figures import FAR, NAN, NEAR, Figures
 from benchmarks.router.lineup import Target
 from benchmarks.router.measure import CHUNKS_PER_S, OPEN_STREAMS, RUNGS
 from benchmarks.router.peers import LLM_ROUTERS, OURS, YARDSTICK
@@ -51,19 +52,17 @@ def costs(figures: Figures, targets: Sequence[Target]) -> str:
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + " --- |" * len(_COLUMNS)]
     for target in targets:
         name = target.name
-        small, chunk = figures.median(name, "small cpu"), figures.median(name, "chunk cpu")
+        of, beside = partial(figures.median, name), partial(figures.ratio, name, YARDSTICK)
         cells = (
-            _number(1e6 / small),
-            _number(1 / _ratio(figures, name, "small cpu"), 2),
-            _number(small, 1),
-            _number(figures.median(name, "large cpu"), 1),
-            _number(figures.median(name, "added p50"), 1),
-            _number(figures.median(name, "p99")),
-            _number(chunk, 1),
-            _number(_ratio(figures, name, "chunk cpu"), 2),
+            _side_by_side([1e6 / of("small cpu", at) for at in (NEAR, FAR)], 0),
+            _side_by_side([1 / beside("small cpu", at) for at in (NEAR, FAR)], 2),
+            *(_each(partial(of, figure), 1) for figure in ("small cpu", "large cpu", "added p50")),
+            _number(of("p99")),
+            _each(partial(of, "chunk cpu"), 1),
+            _each(partial(beside, "chunk cpu"), 2),
             _streams(figures, name),
-            _number(figures.median(name, "rss at start")),
-            _number(figures.median(name, "rss")),
+            _number(of("rss at start")),
+            _number(of("rss")),
             _number(target.start_s, 1),
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -83,67 +82,76 @@ def relaying(found: Mapping[str, Fidelity], targets: Sequence[Target]) -> str:
 def bars(figures: Figures, fidelities: Mapping[str, Fidelity], workers: Workers | None) -> str:
     """What is promised, and whether this run shows it."""
     lines = ["| figure | asked for | found | |", "| --- | --- | --- | --- |"]
-    lines += [
-        bar.row() for bar in (*_throughput(figures), *_delays(figures), *_streaming(figures, fidelities))
-    ]
-    rss = figures.median(OURS, "rss")
-    lines.append(_at_most(f"RSS with {OPEN_STREAMS:,} open streams, MiB", rss, 80).row())
+    found = [*_throughput(figures), *_delays(figures), *_streaming(figures, fidelities)]
+    found.append(_at_most(f"RSS with {OPEN_STREAMS:,} open streams, MiB", (figures.median(OURS, "rss"),), 80))
     if workers is not None:
-        lines.append(_at_least("two workers: CPU time allows x requests/s", workers.speed_up, 1.8).row())
-    return "\n".join(lines) + "\n"
+        found.append(_at_least("two workers: CPU time allows x requests/s", (workers.speed_up,), 1.8))
+    return "\n".join((*lines, *(bar.row() for bar in found))) + "\n"
 
 
 def _throughput(figures: Figures) -> list[Bar]:
     """Ratios of requests per second of a saturated core are those of CPU time, inverted."""
     asked = ((YARDSTICK, 0.5), ("vllm-router", 1.5), ("Envoy", 1.5), ("LiteLLM", 200))
-    each = [
-        _at_least(f"requests/s per core / {name}'s", _faster(figures, name), bound) for name, bound in asked
-    ]
-    ratios = [ratio for name in LLM_ROUTERS if not math.isnan(ratio := _faster(figures, name))]
-    return [*each, _at_least("requests/s per core / the fastest LLM router's", min(ratios, default=NAN), 1)]
+    what = "requests/s per core / "
+    each = [_at_least(f"{what}{name}'s", _faster(figures, name), bound) for name, bound in asked]
+    others = zip(*(_faster(figures, name) for name in LLM_ROUTERS), strict=True)
+    least = [min((one for one in ratios if not math.isnan(one)), default=NAN) for ratios in others]
+    return [*each, _at_least(f"{what}the fastest LLM router's", least, 1)]
 
 
-def _faster(figures: Figures, than: str) -> float:
-    return 1 / figures.ratio(OURS, than, "small cpu")
+def _faster(figures: Figures, than: str) -> list[float]:
+    return [1 / figures.ratio(OURS, than, "small cpu", at) for at in (NEAR, FAR)]
 
 
 def _delays(figures: Figures) -> list[Bar]:
-    added = figures.ratio(OURS, YARDSTICK, "added p50")
+    added = [figures.ratio(OURS, YARDSTICK, "added p50", at) for at in (NEAR, FAR)]
     direct = figures.median(OURS, "p99 direct")
     what = f"p99 at half load, µs (without a router {_number(direct)})"
     return [
         _at_most("added p50 at one connection / nginx's", added, 1.4),
-        _at_most(what, figures.median(OURS, "p99"), 2000),
+        _at_most(what, (figures.median(OURS, "p99"),), 2000),
     ]
 
 
 def _streaming(figures: Figures, fidelities: Mapping[str, Fidelity]) -> list[Bar]:
     ours, theirs = figures.median(OURS, "streams"), figures.median(YARDSTICK, "streams")
-    found = f"{_streams(figures, OURS)} and {_streams(figures, YARDSTICK)}"
     relayed = fidelities.get(OURS)
     same = None if relayed is None else relayed == Fidelity("same but `model`", "same", "same")
+    chunk = [figures.ratio(OURS, YARDSTICK, "chunk cpu", at) for at in (NEAR, FAR)]
     return [
-        _at_most("CPU per relayed chunk / nginx's", figures.ratio(OURS, YARDSTICK, "chunk cpu"), 1.15),
+        _at_most("CPU per relayed chunk / nginx's", chunk, 1.15),
         Bar(
             f"paced streams ({CHUNKS_PER_S} chunks/s, added p90 < 10 ms, none lost), ours and nginx's",
             "as many",
-            found,
-            None if math.isnan(ours / (theirs or NAN)) else ours >= theirs,
+            f"{_streams(figures, OURS)} and {_streams(figures, YARDSTICK)}",
+            None if math.isnan(ours) or math.isnan(theirs) else ours >= theirs,
         ),
-        Bar("bodies relayed byte for byte but for `model`", "yes", "yes" if same else "see above", same),
+        Bar("bodies relayed byte for byte but for `model`", "yes", "yes" if same else "see below", same),
     ]
 
 
-def _at_least(what: str, found: float, bound: float) -> Bar:
-    return Bar(what, f">= {bound:g}", _number(found, 2), None if math.isnan(found) else found >= bound)
+def _at_least(what: str, found: Sequence[float], bound: float) -> Bar:
+    return Bar(what, f">= {bound:g}", _side_by_side(found, 2), _all(found, lambda value: value >= bound))
 
 
-def _at_most(what: str, found: float, bound: float) -> Bar:
-    return Bar(what, f"<= {bound:g}", _number(found, 2), None if math.isnan(found) else found <= bound)
+def _at_most(what: str, found: Sequence[float], bound: float) -> Bar:
+    return Bar(what, f"<= {bound:g}", _side_by_side(found, 2), _all(found, lambda value: value <= bound))
 
 
-def _ratio(figures: Figures, name: str, figure: str) -> float:
-    return figures.ratio(name, YARDSTICK, figure)
+def _all(found: Sequence[float], holds: Callable[[float], bool]) -> bool | None:
+    """Of what was measured: a bar is met if it is at each distance of the cores."""
+    known = [value for value in found if not math.isnan(value)]
+    return all(map(holds, known)) if known else None
+
+
+def _each(found: Callable[[str], float], digits: int = 0) -> str:
+    return _side_by_side([found(at) for at in (NEAR, FAR)], digits)
+
+
+def _side_by_side(values: Sequence[float], digits: int) -> str:
+    """Empty where nothing was measured."""
+    texts = [_number(value, digits) for value in values]
+    return " / ".join(text or "-" for text in texts) if any(texts) else ""
 
 
 def _streams(figures: Figures, name: str) -> str:

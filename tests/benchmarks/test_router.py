@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_bodies_are_compared_byte_for_byte(on: Bench) -> None:
 @slow
 @buildable
 def test_no_figure_comes_of_a_relay_that_loses_chunks(on: Bench) -> None:
-    only = Bench(on.client, on.engines, on.ports, (target(on, "drop"),), {})
+    only = replace(on, targets=(target(on, "drop"),))
     measurements = Measurements(only, Effort(1, 0.5, careful=False), lambda text: None)
     measurements.rounds(("small", "chunk"))
     measurements.ladder()
