@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.router.fidelity import Fidelity, fidelity
-from benchmarks.router.figures import Figures
+from benchmarks.router.figures import FAR, NEAR, Figures
 from benchmarks.router.lineup import Bench, Target, bench
 from benchmarks.router.measure import Effort, Measurements
 from benchmarks.router.peer import Launch, Place
@@ -134,10 +134,16 @@ def test_no_figure_comes_of_a_relay_that_loses_chunks(on: Bench) -> None:
 
 def test_ratios_are_of_the_same_round_and_failures_count_for_nothing() -> None:
     figures = Figures()
-    for ours, theirs in ((10.0, 20.0), (float("nan"), 1.0), (100.0, 200.0), (30.0, 50.0)):
+    values = ((10.0, 20.0, NEAR), (float("nan"), 1.0, NEAR), (100.0, 200.0, NEAR), (30.0, 50.0, FAR))
+    for i, (ours, theirs, distance) in enumerate(values):
+        figures.now = (i, distance)
         figures.add("ours", "cost", ours)
         figures.add("theirs", "cost", theirs)
+    figures.now = (len(values), FAR)  # the other's value of this round came before the cores were moved
+    figures.add("ours", "cost", 1000.0)
     assert figures.ratio("ours", "theirs", "cost") == 0.5
-    assert figures.median("ours", "cost") == 30
+    assert figures.ratio("ours", "theirs", "cost", NEAR) == 0.5
+    assert figures.ratio("ours", "theirs", "cost", FAR) == 0.6
+    assert figures.median("ours", "cost", NEAR) == 55
     assert isnan(figures.ratio("ours", "absent", "cost"))
     assert isnan(figures.median("absent", "cost"))
