@@ -161,7 +161,7 @@ class _Copy:
     def failed_to_connect(self, why: str) -> None:
         """See `upstream.Exchange`."""
         self._dialling = None
-        self._blame("unreachable")
+        self._blame("unreachable", why)
         self._end("unreachable")
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
@@ -209,8 +209,8 @@ class _Copy:
         else:
             health.succeeded(self._loop.time(), self._sent_at)
 
-    def _blame(self, reason: str) -> None:
-        if self._backend.gauge.health.failed(self._loop.time(), reason, self._sent_at):
+    def _blame(self, reason: str, why: str = "") -> None:
+        if self._backend.gauge.health.failed(self._loop.time(), why or reason, self._sent_at):
             ejections = self._desk.books.metrics.ejections
             ejections.add(self._call.endpoint.name, self._mirror.entity.route.name, reason)
 

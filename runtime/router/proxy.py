@@ -24,6 +24,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -182,7 +183,7 @@ class Exchange:
         self._held: AnswerHead | None = None  # a good head that waits for content
         self._events: EventStream | None = None
         self._meter: Meter | None = None
-        self._whole: list[bytes] | None = None  # of an answer that a guard has to see
+        self._whole: bytearray | None = None  # so far, of an answer that a guard has to see
         self._kept: list[bytes] | None = None  # of an answer that is written down
         self._chunked = False
         self._error = b""
@@ -206,8 +207,7 @@ class Exchange:
         """The client is gone."""
         if self._phase is not _ENDED:
             self._record.gone = True
-            if self._backend is not None:
-                self._backend.gauge.health.abandoned(self._sent_at)
+            self._says_nothing()
             self._drop_upstream()
             self._end()
 
@@ -230,7 +230,7 @@ class Exchange:
         elif phase is _COLLECTING:
             self._collected()  # its status says enough
         elif phase is _GUARDING:
-            self._fail(errors.lost("no whole answer came in time for the guard to see"), "late")
+            self._unguarded()
         elif phase is _PAUSING:
             assert self._failure is not None, "a pause follows a failure"
             self._fail(self._failure, "late")
@@ -238,6 +238,7 @@ class Exchange:
             self._mark = perf_counter()
             self._commit(self._held, self._held.length, b"", False)  # no content so far: pass the status on
         elif phase is _CONNECTING:
+            self._blame("unreachable", "no connection in time")
             self._fail(errors.unavailable("no replica could be reached in time"), "unreachable")
         else:
             self._blame("timeout")
@@ -582,6 +583,8 @@ class Exchange:
         """Whether an answer that only the end of the connection ends stopped where it cannot end: without
         any content, or as an event stream that did not say that it is done."""
         if head.event_stream:
+            if self._whole is not None:
+                return not self._whole.rstrip().endswith(b"data: [DONE]")
             return self._events is None or not self._events.said_done()
         return head.status < 300 and self._phase is _WAITING
 
@@ -609,7 +612,9 @@ class Exchange:
         timed_out = status == 408 and self._entity.route.fixed_path
         if status >= 500:
             self._blame("5xx")
-        elif status != 429:
+        elif status == 429:
+            self._says_nothing()
+        else:
             self._well()
         if status == 429 or status >= 500 or timed_out:
             self._missed(failure, "429" if status == 429 else "5xx" if status >= 500 else "408")
@@ -620,49 +625,88 @@ class Exchange:
         if self._backend is not None:
             self._backend.gauge.health.succeeded(self._loop.time(), self._sent_at)
 
+    def _says_nothing(self) -> None:
+        """What happened says nothing of the health of the replica, which may have had its trial with it."""
+        if self._backend is not None:
+            self._backend.gauge.health.abandoned(self._sent_at)
+
     # An answer that a guard has to see.
 
     def _gather(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
-        if self._whole is None or self._phase is not _GUARDING:
-            self._whole = []
-            self._held = head
+        if self._phase is not _GUARDING:
             self._phase = _GUARDING
-        self._whole.append(payload)
+            self._held = head
+            self._whole = bytearray()
+        whole = self._whole
+        assert whole is not None, "it is not complete yet"
+        whole += payload
         now = self._loop.time()
         self._client.deadline = now + self._stall_s
-        if sum(map(len, self._whole)) > self._limits.guarded_answer_bytes:
+        if len(whole) > self._limits.guarded_answer_bytes:
+            self._well()
             self._drop_upstream()
             self._fail(errors.broken("the answer is larger than a guard may look at"), "guard")
         elif complete:
-            self._client.deadline = now + self._limits.guard_s
-            content, self._whole = b"".join(self._whole), None
-            guard = self._call.endpoint.guard_output
-            assert guard is not None, "gathered for it"
-            looking = self._loop.run_in_executor(None, guard.answer, self._kind, content, head.event_stream)
-            looking.add_done_callback(self._guarded)
+            self._whole = None
+            self._gathered(head, bytes(whole), now)
 
-    def _guarded(self, looked: asyncio.Future[bytes]) -> None:
+    def _gathered(self, head: AnswerHead, content: bytes, now: float) -> None:
+        """The answer is whole: let the guard look at it, unless it says no more than that there is none."""
+        if head.event_stream:
+            if not content.strip():
+                self._lost(errors.lost("the upstream's event stream was empty"), "empty")
+                return
+            error = errors.in_stream(content)
+            if error is not None:
+                self._said(error)
+                return
+        call = self._call
+        guard = call.endpoint.guard_output
+        assert guard is not None, "gathered for it"
+        self._meter = Meter(call.measured, hides=False)  # what it used it used, whatever the guard says
+        self._meter.piece(content, last=True)
+        self._client.deadline = now + self._limits.guard_s
+        looking = self._loop.run_in_executor(None, guard.answer, self._kind, content, head.event_stream)
+        looking.add_done_callback(partial(self._guarded, head, content))
+
+    def _guarded(self, head: AnswerHead, content: bytes, looked: asyncio.Future[bytes]) -> None:
         """The guard has looked at the whole answer."""
         error = looked.exception()
         if self._phase is _ENDED:
             return
         self._mark = perf_counter()
-        head = self._held
-        assert head is not None, "its head was kept"
+        if error is None:
+            self._passed(head, looked.result(), masked=looked.result() is not content)
+            return
+        self._well()
         if isinstance(error, Refused):
-            self._well()
-            self._desk.books.metrics.guarded.add(self._call.endpoint.name, "output", "refused")
+            self._count_guarded("refused")
             self._fail(error.failure, "guard")
-            return
-        if error is not None:
+        else:
             self._fail(errors.broken("the answer could not be judged by its guard"), "guard")
-            return
-        content = looked.result()
+
+    def _passed(self, head: AnswerHead, content: bytes, *, masked: bool) -> None:
+        """The guard lets `content` go on."""
+        if masked:
+            self._count_guarded("masked")
+        self._meter = None  # what goes on is heard like any other answer
         if head.event_stream:
             self._events = EventStream(self._limits.sse_line_bytes)
             self._commit(head, None, self._events.feed(content) + self._events.finish(), True)
         else:
             self._commit(head, len(content), content, True)
+
+    def _unguarded(self) -> None:
+        """The time for an answer that a guard has to see is over."""
+        if self._whole is None:
+            self._well()
+            self._fail(errors.broken("the guard of this endpoint took too long"), "guard")
+        else:
+            self._blame("timeout")
+            self._fail(errors.lost("no whole answer came in time for the guard to see"), "late")
+
+    def _count_guarded(self, action: str) -> None:
+        self._desk.books.metrics.guarded.add(self._call.endpoint.name, "output", action)
 
     # Ends.
 
