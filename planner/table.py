@@ -140,7 +140,8 @@ class Traffic:
 class EndpointRoutes:
     """An endpoint as the router sees it, entities in declared order (ties of the split go by it). `grants`
     say who may query it; all of `limits` hold at once. `guard_input` and `guard_output` look at requests and
-    answers; `usage` keeps a record of the tokens of each request, `payloads` of all that was said."""
+    answers; `usage` keeps a record of the tokens of each request, `payloads` of all that was said. `made`
+    tells it from others that had its name before: the serial of the write that made it, 0 where unknown."""
 
     name: str
     config_version: int
@@ -152,6 +153,7 @@ class EndpointRoutes:
     guard_output: Guard | None = None
     usage: bool = False
     payloads: Payloads | None = None
+    made: int = 0
 
 
 @dataclass(frozen=True, slots=True)

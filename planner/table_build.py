@@ -32,6 +32,7 @@ def _endpoint(record: EndpointRecord, state: State) -> EndpointRoutes:
         found.guard_output,
         found.usage,
         found.payloads,
+        record.history.serial if record.history is not None else 0,
     )
 
 

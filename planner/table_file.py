@@ -194,6 +194,7 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
     )
     usage = fields.take("usage", bool) if fields.has("usage") else False
     payloads = _within(fields, "payloads", _payloads)
+    made = fields.whole("made", 0) if fields.has("made") else 0
     fields.done()
     where = f"endpoint {name!r}"
     if not entities:
@@ -215,6 +216,7 @@ def _endpoint(fields: _Fields) -> EndpointRoutes:
         guard_output,
         usage,
         payloads,
+        made,
     )
 
 

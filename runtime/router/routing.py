@@ -278,7 +278,7 @@ class Registry:
         if not routes.limits and not routes.traffic.concurrency:
             return None
         rates = self._kept.rates[routes.name] = Rates(
-            routes.name,
+            f"{routes.name} {routes.made}",  # one made anew under an old name owes nothing
             routes.limits,
             routes.traffic.concurrency,
             routes.traffic.shadow,
