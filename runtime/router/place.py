@@ -31,8 +31,9 @@ class _Gone(Exception):
 
 
 class Place:
-    """A process that is started here again and again. `state` is `starting`, `ready`, or `down`
-    while there is none; `number` is its own in the shared memory."""
+    """A process that is started here again and again. `state` is `starting`, `ready`, or `down` where none
+    runs and none is started; `number` is its own in the shared memory. `prepared`: it waits to begin.
+    `unable` is why it could not be prepared."""
 
     def __init__(self, config: RouterConfig, number: int, sockets: Sockets, memory: int) -> None:
         self.number = number
@@ -54,25 +55,26 @@ class Place:
 
     async def live(self, begin: asyncio.Event) -> str:
         """Run a process to its end; how that came. It answers once `begin` is set."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        await self._start()
-        pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(pidfd, ended.set)
+        try:
+            process = await self._start()
+        except OSError as error:
+            return f"could not be started: {error}"
         beginning = asyncio.create_task(self._begin(begin))
         watching = asyncio.create_task(self._watch())
         try:
-            await ended.wait()
+            await _ended(process)
+        except OSError as error:  # no descriptor to watch it by: it must not run unseen
+            process.kill()
+            how = f"could not be watched: {error}"
+        else:
+            how = "ended"
         finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
             for task in (beginning, watching):
                 task.cancel()
-        assert self._process is not None
-        code = self._process.wait()
+        code = process.wait()
         self._process = None
         self._lost(self.pid)
-        return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        return f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
 
     async def ask(self, what: str) -> Any:
         """Its answer; None where there is no process, and none is being started. Raises Silent."""
@@ -104,31 +106,31 @@ class Place:
         if self._process is not None:
             self._process.kill()
 
-    async def _start(self) -> None:
+    async def _start(self) -> subprocess.Popen[bytes]:
+        """Raises OSError, and no process runs then."""
+        self.unable = []
         ours, its = socketpair()
         with its:
-            sockets = (
-                tuple(s.fileno() for s in some) for some in (self._sockets.router, self._sockets.management)
+            listening = self._sockets
+            order = Order(
+                self._config,
+                os.getpid(),
+                self.number,
+                its.fileno(),
+                self._memory,
+                tuple(sock.fileno() for sock in listening.router),
+                tuple(sock.fileno() for sock in listening.management),
             )
-            order = Order(self._config, os.getpid(), self.number, its.fileno(), self._memory, *sockets)
-            self.unable = []
-            self._spawn(order)
-        pid = self.pid
-        self._link = await open_link(ours, lambda said: self._heard(pid, said), lambda: self._lost(pid))
-
-    def _spawn(self, order: Order) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "servestate.runtime.router.worker"],
-            stdin=subprocess.PIPE,
-            pass_fds=order.inherited,
-            process_group=0,  # Ctrl-C is for this process, which stops the workers in their turn
-        )
+            try:
+                process = _spawned(order)
+            except OSError:
+                ours.close()
+                raise
         self._process, self.pid = process, process.pid
         self._become("starting")
-        assert process.stdin is not None
-        # One that has ended already does not read; its end says so.
-        with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(order.encode())
+        pid = self.pid
+        self._link = await open_link(ours, lambda said: self._heard(pid, said), lambda: self._lost(pid))
+        return process
 
     async def _begin(self, begin: asyncio.Event) -> None:
         await begin.wait()
@@ -203,3 +205,31 @@ class Place:
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _spawned(order: Order) -> subprocess.Popen[bytes]:
+    """A worker with its order. Raises OSError."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "servestate.runtime.router.worker"],
+        stdin=subprocess.PIPE,
+        pass_fds=order.inherited,
+        process_group=0,  # Ctrl-C is for this process, which stops the workers in their turn
+    )
+    assert process.stdin is not None
+    # One that has ended already does not read; its end says so.
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(order.encode())
+    return process
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Return when the process is dead. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        loop.add_reader(pidfd, ended.set)
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)

@@ -43,10 +43,11 @@ class _Worker:
             return 1
         self._link.tell(prepared=True)
         await self._begin.wait()
-        if not self._end.is_set():
-            await router.start(order.sockets())
-            self._link.tell(ready=True, url=router.url, management_url=router.management_url)
-            await self._end.wait()
+        if self._end.is_set():
+            return 0
+        await router.start(order.sockets())
+        self._link.tell(ready=True, url=router.url, management_url=router.management_url)
+        await self._end.wait()
         if not self._orphaned:
             await router.stop()
         return 0

@@ -93,10 +93,9 @@ class Workers:
     async def report(self) -> Report:
         """What all of them say of themselves as one. Raises Silent where one says nothing."""
         reports = await asyncio.gather(*(place.ask("report") for place in self._places))
+        running = [one for one in reports if one is not None]
         return {
-            **merged(
-                [one for one in reports if one is not None], [place.past.report for place in self._places]
-            ),
+            **merged(running, [place.past.report for place in self._places]),
             "pid": os.getpid(),
             "started_at": self._began,
             "listen": self.url,
@@ -107,17 +106,14 @@ class Workers:
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
         found = await asyncio.gather(*(place.ask("metrics") for place in self._places))
-        return [one for one in found if one is not None] + [w.past.snapshot for w in self._places]
+        return [one for one in found if one is not None] + [p.past.snapshot for p in self._places]
 
     async def _all(self, *states: str) -> None:
         for place in self._places:
             await place.reached(*states)
             if place.state == "down":
-                reasons = place.unable or [
-                    Diagnostic(
-                        "SS641", "a worker of the router has died at its start", "see what it wrote above"
-                    )
-                ]
+                what = "a worker of the router has ended before it could answer"
+                reasons = place.unable or [Diagnostic("SS641", what, "see what it wrote above")]
                 await self.stop()
                 raise InvalidInput(reasons)
 
