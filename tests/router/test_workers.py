@@ -87,6 +87,33 @@ def test_two_workers_are_one_router(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_metrics_are_those_of_all_workers_whichever_is_asked_and_never_fall(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=2, managed=True) as router:
+                port = int((await asyncio.to_thread(status, tmp_path))["management"].rsplit(":", 1)[1])
+                for _ in range(40):
+                    assert (await ask(router.port)).status == 200
+                assert {await requests(port) for _ in range(12)} == {40}
+                os.kill(workers_of(router)[0], signal.SIGKILL)
+                await when(tmp_path, lambda told: all_ready(told, 2))
+                assert {await requests(port) for _ in range(12)} == {40}
+                assert (await ask(router.port)).status == 200
+                assert await requests(port) == 41
+
+    rig.run(body())
+
+
+async def requests(port: int) -> int:
+    """How many requests the metrics tell of, at the management listener."""
+    exposed = await ask(port, request(b"", target="/metrics", method="GET"))
+    assert exposed.status == 200
+    lines = exposed.body.decode().splitlines()
+    return sum(int(one.rpartition(" ")[2]) for one in lines if one.startswith("servestate_requests_total"))
+
+
+@pytest.mark.slow
 def test_limits_hold_over_all_workers_and_over_their_deaths(tmp_path: Path) -> None:
     async def body() -> None:
         async with Upstream() as up:
