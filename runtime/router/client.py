@@ -120,6 +120,11 @@ class ClientConnection(asyncio.Protocol):
         return self._reader.head is not None and self._reader.head.http10
 
     @property
+    def shape(self) -> Shape:
+        """See `proxy.Client`."""
+        return self._route.shape if self._route is not None else Shape.SERVING
+
+    @property
     def idle(self) -> bool:
         """Between two requests, with all answers sent."""
         return self._exchange is None and not self._reader.begun and not self._lingering and not self._paused
@@ -316,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
             if call.endpoint.guard_input is None:
                 self._take_on(call, began)
             else:
-                self._exchange = judging = Judging(self, call, began, desk.limits, self._loop)
+                self._exchange = judging = Judging(self, call, began, desk, self._loop)
                 judging.start(call.endpoint.guard_input)
         elif isinstance(route, ModelList):
             self._send(200, b"", dispatch.models(desk, head), next(REQUEST_IDS))
@@ -411,9 +416,8 @@ class ClientConnection(asyncio.Protocol):
         return named if named in self._desk.table.endpoints else ""
 
     def _answer(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
-        shape = self._route.shape if self._route is not None else Shape.SERVING
         fields = answer_fields + errors.fields(failure)
-        self._send(failure.status, fields, errors.body(failure, shape), request_id)
+        self._send(failure.status, fields, errors.body(failure, self.shape), request_id)
 
     def _send(self, status: int, fields: bytes, content: bytes, request_id: bytes) -> None:
         if self._reader.head is not None and self._reader.head.method == b"HEAD":

@@ -10,6 +10,17 @@ from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.errors import Refused
 from servestate.runtime.router.guards import LiveGuard
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.record import Books
+
+
+class Desk(Protocol):
+    """What all requests share."""
+
+    limits: Limits
+
+    @property
+    def books(self) -> Books:
+        """Who counts what guards do."""
 
 
 class Client(Protocol):
@@ -28,22 +39,22 @@ class Judging:
     """While the guard looks, in a thread: what it takes must not hold up other requests. The client's side
     is that of `proxy.Exchange`."""
 
-    __slots__ = ("_began", "_call", "_client", "_ended", "_limits", "_loop")
+    __slots__ = ("_began", "_call", "_client", "_desk", "_ended", "_loop")
 
     def __init__(
-        self, client: Client, call: Call, began: float, limits: Limits, loop: asyncio.AbstractEventLoop
+        self, client: Client, call: Call, began: float, desk: Desk, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._client = client
         self._call = call
         self._began = began
-        self._limits = limits
+        self._desk = desk
         self._loop = loop
         self._ended = False
 
     def start(self, guard: LiveGuard) -> None:
         """Let the guard look."""
         call = self._call
-        self._client.deadline = self._loop.time() + self._limits.guard_s
+        self._client.deadline = self._loop.time() + self._desk.limits.guard_s
         looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
         looking.add_done_callback(self._looked)
 
@@ -72,6 +83,7 @@ class Judging:
         self._ended = True
         call = self._call
         if isinstance(error, Refused):
+            self._count("refused")
             self._client.refused(error, call)
         elif error is not None:
             failed = Refused(errors.broken("the request could not be judged by its guard"))
@@ -79,5 +91,9 @@ class Judging:
         else:
             raw = looked.result()
             if raw is not call.raw:
+                self._count("masked")
                 call.raw, call.document = raw, body.parse(raw)
             self._client.judged(call, self._began)
+
+    def _count(self, action: str) -> None:
+        self._desk.books.metrics.guarded.add(self._call.endpoint.name, "input", action)
