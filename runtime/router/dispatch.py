@@ -40,7 +40,8 @@ class Call:
 
     Decided: `entity` and the `body` that it gets; `how` it was found (`split` or `direct`). `measured`:
     usage is wanted of the answer, and `hides_usage` that the caller did not ask for the event that tells it.
-    `kept`: both bodies are written down. `admission` stands where limits hold.
+    `kept` is the body as it is written down, if this one is: as it came, but for `extra_params` and what a
+    guard masked. `admission` stands where limits hold.
     """
 
     __slots__ = (
@@ -84,7 +85,8 @@ class Call:
         self.visitor = visitor
         self.caller: Caller | None = None if visitor is None else visitor.caller
         self.admission: Admission | None = None
-        self.measured = self.hides_usage = self.kept = False
+        self.measured = self.hides_usage = False
+        self.kept: bytes | None = None
 
     def body_for(self, entity: LiveEntity, limits: Limits) -> bytes:
         """The body as `entity` gets it. Raises Refused where it does not take one of this kind."""
@@ -168,12 +170,10 @@ def choose(desk: Desk, call: Call) -> None:
         if endpoint.measures or endpoint.sampled is not None:
             _prepare_records(call)
         call.body = call.body_for(call.entity, desk.limits)
-    except Uncountable:
-        raise _uncountable() from None
-    except Refused:
+    except (Refused, Uncountable) as error:
         if call.admission is not None:
             call.admission.ended(0, time.monotonic())
-        raise
+        raise error if isinstance(error, Refused) else _uncountable() from None
 
 
 def models(desk: Desk, head: RequestHead) -> bytes:
@@ -196,7 +196,8 @@ def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
 def _prepare_records(call: Call) -> None:
     """What is to be known of the request afterwards."""
     endpoint = call.endpoint
-    call.kept = endpoint.sampled is not None and next(endpoint.sampled)
+    if endpoint.sampled is not None and next(endpoint.sampled):
+        call.kept = call.raw
     call.measured = endpoint.measures
     streams = call.document.get("stream") is True and call.kind in (CHAT, COMPLETION)
     if call.measured and streams and not tokens.asks_usage(call.document):

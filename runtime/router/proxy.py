@@ -31,7 +31,7 @@ from typing import Protocol
 from servestate.runtime.router import errors, tokens
 from servestate.runtime.router.chunked import encode
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.errors import Failure, Refused
+from servestate.runtime.router.errors import Failure, Refused, Shape
 from servestate.runtime.router.heads import STATUS_LINES, AnswerHead
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.record import Books, Record, Usage
@@ -42,6 +42,7 @@ from servestate.runtime.router.upstream import UpstreamConnection
 
 _REQUEST_ID = b"x-request-id: "
 _CONTENT_LENGTH = b"\r\nContent-Length: "
+_TRACEPARENT = b"traceparent: "
 
 
 def _measures(attempts: int, queue_ms: int, own_us: int) -> bytes:
@@ -67,6 +68,10 @@ class Client(Protocol):
     @property
     def http10(self) -> bool:
         """The client knows no chunks: the close delimits."""
+
+    @property
+    def shape(self) -> Shape:
+        """In which the client reads errors."""
 
     keep_alive: bool
     """Whether the connection stays after this answer; never for HTTP/1.0."""
@@ -184,7 +189,7 @@ class Exchange:
         self._events: EventStream | None = None
         self._meter: Meter | None = None
         self._whole: bytearray | None = None  # so far, of an answer that a guard has to see
-        self._kept: list[bytes] | None = None  # of an answer that is written down
+        self._kept: bytearray | None = None  # of an answer that is written down
         self._chunked = False
         self._error = b""
 
@@ -193,13 +198,26 @@ class Exchange:
         record, call = self._record, self._call
         record.caller = call.caller
         record.sent = len(self._body)
-        if call.kept:
-            record.request, self._kept = call.raw, []
+        if _TRACEPARENT in self._fields:
+            record.traceparent = call.head.field(b"traceparent")
+        if call.kept is not None or call.endpoint.usage:
+            self._take_down(call)
         now = self._loop.time()
         self._deadline = now + (call.endpoint.traffic.deadline_s or self._limits.request_s)
         self._client.deadline = self._deadline
         self._enter(self._entity)
         self._try_next(now)
+
+    def _take_down(self, call: Call) -> None:
+        """What the caller says of the request itself, and its body if that is wanted."""
+        record, document = self._record, call.document
+        name, context = document.get("client_request_id"), document.get("usage_context")
+        if isinstance(name, str):
+            record.client_request_id = name
+        if isinstance(context, dict):
+            record.usage_context = context
+        if call.kept is not None:
+            record.request, self._kept = call.kept, bytearray()
 
     # From the client.
 
@@ -551,6 +569,8 @@ class Exchange:
         if meter is None:
             call = self._call
             meter = self._meter = Meter(call.measured, call.hides_usage)
+            if call.measured:
+                self._record.response_model = tokens.model_in(payload)
         if self._events is None:
             meter.piece(payload, complete)
         else:
@@ -567,9 +587,9 @@ class Exchange:
         kept = self._kept
         assert kept is not None
         payloads = self._call.endpoint.payloads
-        room = (payloads.max_body_bytes + 1 if payloads is not None else 0) - sum(map(len, kept))
+        room = (payloads.max_body_bytes + 1 if payloads is not None else 0) - len(kept)
         if room > 0:
-            kept.append(payload[:room])
+            kept += payload[:room]
 
     def _after_write(self, complete: bool) -> None:
         now = self._loop.time()
@@ -723,11 +743,19 @@ class Exchange:
             record.cut = reason
         else:
             record.status = failure.status
+        if self._kept is not None:
+            self._keep_failure(failure, begun)
         self._end()
         if not begun:
             self._client.fail(failure, answer_fields, self._request_id)
         else:
             self._client.cut(self._last_event(failure))
+
+    def _keep_failure(self, failure: Failure, begun: bool) -> None:
+        if not begun:
+            self._keep(errors.body(failure, self._client.shape))
+        elif self._events is not None:
+            self._keep(errors.event(failure))
 
     def _last_event(self, failure: Failure) -> bytes:
         if self._events is None:
@@ -776,7 +804,7 @@ class Exchange:
             used = record.usage.total if record.usage is not None else None if may_have_run else 0
             call.admission.ended(used, time.monotonic())
         if self._kept is not None:
-            record.answer = b"".join(self._kept)
+            record.answer = bytes(self._kept)
         self._desk.books.ended(record)
 
     def _used(self) -> Usage | None:
