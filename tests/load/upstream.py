@@ -4,9 +4,9 @@
 
 A chat request whose message is `ledger NUMBER ORDER PADDING` is executed once it has arrived whole: its
 number goes to `FOLDER/PORT.PID`, which a kill does not undo, and the answer says the number, a checksum over
-the message as it arrived, and the message itself. ORDER says what becomes of that answer: `well`, `reset` (the
-connection is reset in the middle) or `truncate` (it is closed there). Anything else gets an answer too, and
-is not written down.
+the message as it arrived, and the message itself. ORDER says what becomes of that answer: `well`, `reset`
+(the connection is reset in the middle) or `truncate` (it is closed there). Anything else gets an answer too,
+and is not written down.
 """
 
 import asyncio
