@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,9 +47,8 @@ def plan(seconds: float, rounds: int, seed: object) -> list[Planned]:
 
 @dataclass
 class World:
-    """What faults are done to. `site` is held by those that would spoil each other's: two applies, an apply
-    without its store. `revoked` are the times in which the spare token did not count, from two seconds after
-    it was taken away."""
+    """What faults are done to. `revoked` are the times in which the spare token did not count, from two
+    seconds after it was taken away."""
 
     place: Place
     clock: Clock
@@ -58,18 +56,10 @@ class World:
     source: random.Random
     happened: list[Happened] = field(default_factory=list)
     revoked: list[tuple[float, float]] = field(default_factory=list)
-    site: threading.Lock = field(default_factory=threading.Lock)
 
     def do(self, kind: str) -> None:
         """Have it happen. Blocks until it is over."""
         fault = KINDS[kind]
-        if not fault.alone:
-            self._do(kind, fault)
-            return
-        with self.site:
-            self._do(kind, fault)
-
-    def _do(self, kind: str, fault: Fault) -> None:
         if fault.before is not None:
             fault.before(self)
         start = time.monotonic()
@@ -85,7 +75,8 @@ class World:
 @dataclass(frozen=True, slots=True)
 class Fault:
     """`effect` has it happen. `before` is waited for first and is no part of it; `alone`: not together with
-    others that need the site. `harmful`: it may cost requests, those under way at what it hits."""
+    others that are, such as an apply and the absence of its store. `harmful`: it may cost requests, those
+    under way at what it hits."""
 
     effect: Callable[[World], None]
     harmful: bool = False

@@ -6,8 +6,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import uvloop
 
 from tests.load.book import Book
 from tests.load.clients import Crowd
-from tests.load.faults import Planned, World, plan
+from tests.load.faults import KINDS, Planned, World
 from tests.load.judgement import Evidence
 from tests.load.place import SPARE, TOKEN, Clock, Place, Tail, served
 
@@ -35,14 +35,15 @@ class Run:
     evidence: Evidence
 
 
-def run(folder: Path, seconds: float, rounds: int, seed: object) -> Run:
-    """A site in `folder`, `seconds` of requests at half of what it can do, and every fault `rounds` times."""
+def run(folder: Path, seconds: float, faults: Sequence[Planned], seed: object) -> Run:
+    """A site in `folder`, and requests at half of what it can do: for `seconds`, or until all faults have
+    come and gone."""
     with served(folder) as (place, clock):
-        return uvloop.run(_run(place, clock, seconds, plan(seconds, rounds, seed), random.Random(str(seed))))
+        return uvloop.run(_run(place, clock, seconds, faults, random.Random(str(seed))))
 
 
 async def _run(
-    place: Place, clock: Clock, seconds: float, faults: list[Planned], source: random.Random
+    place: Place, clock: Clock, seconds: float, faults: Sequence[Planned], source: random.Random
 ) -> Run:
     book, tail = Book(), Tail(place.logs)
     crowd = Crowd("127.0.0.1", place.port, book, TOKEN, SPARE, source)
@@ -67,12 +68,18 @@ async def _run(
     return Run(capacity, pace, seconds, evidence)
 
 
-async def _carry_out(world: World, faults: list[Planned], began: float) -> None:
+async def _carry_out(world: World, faults: Sequence[Planned], began: float) -> None:
     """Each at its time, or once those that it must not meet are over."""
+    alone = asyncio.Lock()
+
+    async def one(kind: str) -> None:
+        async with alone if KINDS[kind].alone else nullcontext():
+            await asyncio.to_thread(world.do, kind)
+
     async with asyncio.TaskGroup() as group:
         for fault in faults:
             await asyncio.sleep(began + fault.at - time.monotonic())
-            group.create_task(asyncio.to_thread(world.do, fault.kind))
+            group.create_task(one(fault.kind))
 
 
 @asynccontextmanager

@@ -5,8 +5,8 @@
 A chat request whose message is `ledger NUMBER ORDER PADDING` is executed once it has arrived whole: its
 number goes to `FOLDER/PORT.PID`, which a kill does not undo, and the answer says the number, a checksum over
 the message as it arrived, and the message itself. ORDER says what becomes of that answer: `well`, `reset`
-(the connection is reset in the middle) or `truncate` (it is closed there). Anything else gets an answer too,
-and is not written down.
+(the connection is reset in the middle), `truncate` (it is closed there) or `drop` (it is closed before).
+Anything else gets an answer too, and is not written down.
 """
 
 import asyncio
@@ -68,7 +68,9 @@ class Connection(asyncio.Protocol):
             _, number, order, _ = message.split(" ", 3)
             os.write(self._record, f"{number}\n".encode())
             said = f"{number} {checksum(message)} {message}"
-        if asked.get("stream"):
+        if order == "drop":
+            self._break(order)
+        elif asked.get("stream"):
             self._stream(said, order)
         else:
             self._loop.call_later(WORK_S, self._answer, said, order)
