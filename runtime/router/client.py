@@ -336,10 +336,7 @@ class ClientConnection(asyncio.Protocol):
     def judged(self, call: Call, began: float) -> None:
         """A guard has nothing against the request."""
         self._exchange = None
-        try:
-            self._take_on(call, began)
-        except Refused as refusal:
-            self._refuse(refusal, call.endpoint.name)
+        self._take_on(call, began)
 
     def refused(self, refusal: Refused, call: Call) -> None:
         """A guard has refused the request."""
@@ -348,7 +345,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_on(self, call: Call, began: float) -> None:
         desk = self._desk
-        dispatch.choose(desk, call)
+        try:
+            dispatch.choose(desk, call)
+        except Refused as refusal:
+            self._refuse(refusal, call.endpoint.name)
+            return
         exchange = Exchange(self, call, next(REQUEST_IDS), began, desk, self._loop)
         self._exchange = exchange
         exchange.start()
