@@ -1,4 +1,4 @@
-"""The bound on requests in flight over HTTP: exact, and freed on every way out. And an endpoint's deadlines."""
+"""The bound on requests in flight over HTTP: exact, and freed on every way out. And its deadlines."""
 
 from __future__ import annotations
 
