@@ -23,8 +23,10 @@ class Line:
 @dataclass(slots=True)
 class Book:
     """Numbers count from 0; each array has a place for each. `unlogged` are answers by the router's name of
-    their request for which no line of the access log has come yet, with the number and the status;
-    `unclaimed` lines that belong to no answer so far. `mismatched` holds what line and answer disagree on."""
+    their request for which no line of the access log has come yet, with the number; `spare` are the requests
+    under the token that is taken away at times; `unclaimed` lines that belong to no answer so far.
+    `mismatched` holds what line and answer disagree on, `unpaced` the requests that were put off by an answer
+    that does not say for how long."""
 
     outcomes: bytearray = field(default_factory=bytearray)
     began: array[float] = field(default_factory=lambda: array("d"))
@@ -35,6 +37,7 @@ class Book:
     unclaimed: dict[bytes, Line] = field(default_factory=dict)
     lines: int = 0
     mismatched: list[str] = field(default_factory=list)
+    unpaced: list[int] = field(default_factory=list)
 
     def open(self) -> int:
         """The number of a new request."""
@@ -52,6 +55,8 @@ class Book:
         self.outcomes[number] = outcome
         self.ended[number] = time.monotonic()
         self.statuses[number] = answer.status
+        if answer.status in (429, 503) and not answer.fields.get(b"retry-after", b"").isdigit():
+            self.unpaced.append(number)
         if answer.request_id:
             self._answered(answer.request_id, number)
 

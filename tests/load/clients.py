@@ -32,7 +32,7 @@ class Mood:
 @dataclass(slots=True)
 class Crowd:
     """All clients. `pace` is requests per second of all together, 0 for as many as they can; the first
-    `spares` have a token of their own, `spare`."""
+    `spares` have a token of their own, `spare`; `streaming` is the share of requests for a stream."""
 
     host: str
     port: int
@@ -44,6 +44,7 @@ class Crowd:
     mood: Mood = field(default_factory=Mood)
     count: int = CLIENTS
     spares: int = 1
+    streaming: float = STREAMING
     _done: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -76,7 +77,7 @@ class Crowd:
 
     def _ask(self, number: int, token: str) -> Ask:
         source, mood = self.source, self.mood
-        streaming = source.random() < STREAMING
+        streaming = source.random() < self.streaming
         order = mood.orders.pop() if mood.orders else "well"
         leave = source.choice(_LEAVE) if source.random() < mood.leaving else ""
         return Ask(number, token, streaming, order, leave)

@@ -73,6 +73,7 @@ def _outcomes(evidence: Evidence) -> Iterator[str]:
     yield from _some("requests without an outcome", without)
     for outcome in NEVER:
         yield from _some(f"requests that ended as {outcome.name}", list(book.of(outcome)))
+    yield from _some("requests put off without a Retry-After", book.unpaced)
     killed = [fault for fault in evidence.happened if fault.kind == "worker killed"]
     dropped = [n for n in book.of(Outcome.CUT_OFF) if not evidence.after(n, killed)]
     yield from _some("requests that were accepted and dropped, and no worker had died", dropped)

@@ -243,6 +243,15 @@ def test_a_request_ends_once() -> None:
         book.close(ask, Outcome.ERROR, NOTHING)
 
 
+def test_to_be_put_off_without_a_time_is_found() -> None:
+    book = Book()
+    for fields in ({b"retry-after": b"1"}, {}):
+        ask = Ask(book.open(), "t", False)
+        book.close(ask, Outcome.ERROR, Answer(503, fields, b"{}", complete=True))
+    assert book.unpaced == [1]
+    assert any("without a Retry-After: [1]" in f for f in findings(Evidence(book, Counter(), [], [], [])))
+
+
 def test_two_answers_of_one_name_are_noticed() -> None:
     book = Book()
     for _ in range(2):

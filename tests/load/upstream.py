@@ -1,15 +1,17 @@
 """An upstream that writes down what it executes, and misbehaves when a request asks it to.
 
-    python3 -I -S upstream.py PORT FOLDER
+    python3 -I -S upstream.py PORT FOLDER [SLOTS WORK_S]
 
 A chat request whose message is `ledger NUMBER ORDER PADDING` is executed once it has arrived whole: its
 number goes to `FOLDER/PORT.PID`, which a kill does not undo, and the answer says the number, a checksum over
 the message as it arrived, and the message itself. ORDER says what becomes of that answer: `well`, `reset`
 (the connection is reset in the middle), `truncate` (it is closed there) or `drop` (it is closed before).
-Anything else gets an answer too, and is not written down.
+Anything else gets an answer too, and is not written down. At most SLOTS answers are worked on at once, each
+for WORK_S; the others wait. Streams take no slot.
 """
 
 import asyncio
+import collections
 import json
 import os
 import socket
@@ -28,12 +30,37 @@ def checksum(text):
     return f"{zlib.crc32(text.encode()):08x}"
 
 
+class Slots:
+    """What the upstream can do at once."""
+
+    def __init__(self, loop, count, work_s):
+        self._loop = loop
+        self._free = count
+        self._work_s = work_s
+        self._waiting = collections.deque()
+
+    def work(self, then):
+        """Call `then` once it is done."""
+        if self._free:
+            self._free -= 1
+            self._loop.call_later(self._work_s, self._done, then)
+        else:
+            self._waiting.append(then)
+
+    def _done(self, then):
+        self._free += 1
+        if self._waiting:
+            self.work(self._waiting.popleft())
+        then()
+
+
 class Connection(asyncio.Protocol):
     """Requests one after the other."""
 
-    def __init__(self, loop, record):
+    def __init__(self, loop, record, slots):
         self._loop = loop
         self._record = record
+        self._slots = slots
         self._received = b""
         self._busy = False
 
@@ -73,7 +100,7 @@ class Connection(asyncio.Protocol):
         elif asked.get("stream"):
             self._stream(said, order)
         else:
-            self._loop.call_later(WORK_S, self._answer, said, order)
+            self._slots.work(lambda: self._answer(said, order))
 
     def _answer(self, said, order):
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
@@ -140,7 +167,11 @@ async def main():
     path = os.path.join(folder, f"{port}.{os.getpid()}")
     record = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(loop, record), "127.0.0.1", port, backlog=1024)
+    count, work_s = (int(sys.argv[3]), float(sys.argv[4])) if len(sys.argv) > 3 else (10**6, WORK_S)
+    slots = Slots(loop, count, work_s)
+    server = await loop.create_server(
+        lambda: Connection(loop, record, slots), "127.0.0.1", port, backlog=1024
+    )
     await server.serve_forever()
 
 
