@@ -14,7 +14,7 @@ from tests.load.clients import Mood
 from tests.load.place import ENTITIES, SPARE, TOKEN, Clock, Place
 
 QUIET_AT_FIRST_S, QUIET_AT_LAST_S = 8.0, 14.0
-_BACK_S = 60.0
+_BACK_S = 120.0
 _SPOILT = 10
 """How many answers the upstream breaks off, each time that it does."""
 _WEIGHTS = ((40, 30, 20, 10), (10, 20, 30, 40), (97, 1, 1, 1), (25, 25, 25, 25))
