@@ -73,11 +73,13 @@ class Egress(Schema):
 
 class RouterListener(Listener):
     """The listener that models are called by, on which `workers` processes answer. At its end each gives the
-    requests in flight `drain_s`."""
+    requests in flight `drain_s`. Beyond `max_inflight` requests under way, an equal share of which each
+    process may have, callers are told at once to come again; 0 = as many as there are connections."""
 
     listen: str = "127.0.0.1:8080"
     workers: Whole = Field(default=1, ge=1, le=64)
     drain_s: Seconds = Field(default=30.0, ge=0, le=86_400)
+    max_inflight: Whole = Field(default=0, ge=0, le=1_000_000)
     access_log: AccessLog | None = None
     traces: Traces | None = None
     health: HealthChecks = HealthChecks()

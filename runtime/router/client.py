@@ -46,6 +46,7 @@ class Desk(dispatch.Desk, Protocol):
     """What all connections share: what requests are decided by, and who is connected."""
 
     clients: set[ClientConnection]
+    inflight: int
     stopping: bool
     budget: Budget
 
@@ -191,8 +192,11 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
 
     def stop(self) -> None:
-        """The router is going: close when nothing is in flight, else after the answer."""
-        self.keep_alive = False
+        """The router is going: close when nothing is in flight, else after the answer that says so. One that
+        has begun can no longer say it: the client would meet a closed socket with its next request, which
+        is answered instead."""
+        if self._exchange is None or not self._exchange.begun:
+            self.keep_alive = False
         if self.idle:
             self._transport.close()
 
@@ -316,6 +320,8 @@ class ClientConnection(asyncio.Protocol):
         route = self._route = self._route or self._resolve(head.method, head.target)
         desk = self._desk
         if isinstance(route, _QUERIES):
+            if desk.inflight >= desk.limits.inflight:
+                raise Refused(errors.unavailable("the router has as many requests under way as it may"))
             began = perf_counter()
             call = dispatch.ask(desk, route, head, reader.body)
             if call.endpoint.guard_input is None:
@@ -388,7 +394,8 @@ class ClientConnection(asyncio.Protocol):
         self._reader.restart()
         self._route = None
         self._request_began = 0.0
-        self.deadline = now + self._desk.limits.idle_s
+        limits = self._desk.limits
+        self.deadline = now + (limits.farewell_s if self._desk.stopping else limits.idle_s)
         if self._ahead and not self._paused:
             # Not from here: a client that sends many requests at once would be served ever deeper.
             self._loop.call_soon(self._consume_ahead)

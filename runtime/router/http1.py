@@ -28,6 +28,7 @@ from servestate.runtime.router.limits import Limits
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _REQUEST_LINE_EXTRA = 32  # the longest method and version with their spaces
 
 
@@ -41,11 +42,11 @@ class RequestReader:
     # Slots, here and in the other objects of the hot path: their attributes are read fastest.
     __slots__ = (
         "_buffer",
+        "_came",
         "_decoder",
         "_last",
         "_left",
         "_limits",
-        "_parts",
         "body",
         "head",
         "length",
@@ -68,7 +69,7 @@ class RequestReader:
         self._buffer = b""
         self._left = 0
         self._decoder: Decoder | None = None
-        self._parts: list[bytes] | None = None
+        self._came: bytearray | None = None  # of the body: single pieces would cost more than they hold
 
     @property
     def begun(self) -> bool:
@@ -80,14 +81,16 @@ class RequestReader:
         if self.head is not None:
             self.received += len(data)
             return self._take_body(data)
-        if self._buffer:
+        seen = len(self._buffer)
+        if seen:
             data = self._buffer + data
             self._buffer = b""
-        while data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
-            data = data[2:]
+        if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
+            data = _EMPTY_LINES.sub(b"", data, count=1)
+            seen = 0
         raw, found, rest = data.partition(b"\r\n\r\n")
         if not found:
-            self._check_unfinished(data)
+            self._check_unfinished(data, seen)
             self._buffer = data
             return False
         head = self._take_head(raw)
@@ -96,7 +99,7 @@ class RequestReader:
             return True
         self.received = len(rest)
         self._left = self.length
-        self._parts = []
+        self._came = bytearray()
         if head.chunked:
             self._decoder = Decoder()
         return self._take_body(rest)
@@ -117,43 +120,50 @@ class RequestReader:
         return head
 
     def _take_body(self, data: bytes) -> bool:
-        assert self._parts is not None
+        came = self._came
+        assert came is not None
         if self._decoder is not None:
-            return self._take_chunks(self._decoder, self._parts, data)
+            return self._take_chunks(self._decoder, came, data)
         left = self._left
         if len(data) < left:
             self._left = left - len(data)
-            self._parts.append(data)
+            came += data
             return False
         self.surplus = data[left:]
-        self._parts.append(data[:left])
-        self.body = b"".join(self._parts)
+        came += data[:left]
+        self._end_body(came)
         return True
 
-    def _take_chunks(self, decoder: Decoder, parts: list[bytes], data: bytes) -> bool:
+    def _end_body(self, came: bytearray) -> None:
+        self.body = bytes(came)
+        self._came = None  # now, not with the next request: it is as large as the body
+
+    def _take_chunks(self, decoder: Decoder, came: bytearray, data: bytes) -> bool:
         try:
             payload = decoder.feed(data)
         except BadChunk as error:
             raise bad_request(str(error)) from None
-        parts.append(payload)
+        came += payload
         self.length += len(payload)
         if self.length > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
         if decoder.done:
-            self.body = b"".join(parts)
+            self._end_body(came)
             self.surplus = decoder.surplus
         return decoder.done
 
-    def _check_unfinished(self, data: bytes) -> None:
-        """Refuse at once what no further byte can make right."""
+    def _check_unfinished(self, data: bytes, seen: int) -> None:
+        """Refuse at once what no further byte can make right. The first `seen` bytes were looked at before:
+        to look again for every byte that comes would cost seconds per head."""
         line_end = data.find(b"\r\n")
-        if line_end >= 0:
+        if line_end < 0:
+            if len(data) > self._limits.target_bytes + _REQUEST_LINE_EXTRA:
+                raise bad_request("the request target is too long", 414)
+        elif line_end >= seen - 1:
             read_request_line(data[:line_end], self._limits)
-        elif len(data) > self._limits.target_bytes + _REQUEST_LINE_EXTRA:
-            raise bad_request("the request target is too long", 414)
         if len(data) > self._limits.head_bytes or data.count(b"\r\n") - 1 > self._limits.head_fields:
             raise bad_request("the request's head is too large", 431)
-        if _BARE.search(data):
+        if _BARE.search(data, max(seen - 1, 0)):  # a CR at the end was not decided
             raise bad_request("the request's head holds a line ending or byte that is not allowed")
 
 
@@ -202,9 +212,10 @@ class AnswerReader:
             if self._buffer:
                 data = self._buffer + data
                 self._buffer = b""
-            data = self._take_head(data)
-            if self.head is None:
-                return data
+            rest = self._take_head(data)
+            if rest is None:
+                return b""
+            data = rest
         if self.decoder is not None:
             return self._take_chunks(self.decoder, data)
         if self.length is None:
@@ -221,13 +232,13 @@ class AnswerReader:
         if self.head is not None and self.length is None and not self.head.chunked:
             self.complete = True
 
-    def _take_head(self, data: bytes) -> bytes:
-        """What follows the final head; nothing as long as that is not all there."""
+    def _take_head(self, data: bytes) -> bytes | None:
+        """What follows the final head; None as long as that is not all there."""
         raw, found, rest = data.partition(b"\r\n\r\n")
         if not found:
             check_answer_size(data, self._limits)
             self._buffer = data
-            return b""
+            return None
         last = self._last
         length: int | None = last.length_in(raw) if last is not None else -1
         if last is not None and length != -1:

@@ -58,6 +58,11 @@ class Judging:
         looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
         looking.add_done_callback(self._looked)
 
+    @property
+    def begun(self) -> bool:
+        """See `proxy.Exchange.begun`: there is no answer yet."""
+        return False
+
     def abandon(self) -> None:
         """The client is gone; what the guard thinks matters no more."""
         self._ended = True

@@ -72,6 +72,9 @@ class Limits:
     table_poll_s: float = 0.05
 
     client_sockets: int = 4096
+    inflight: int = 4096
+    """Requests to models under way at once; those beyond are told to come again before anything is done for
+    them. Each may wait in its upstream's queue, so this bounds how long they do."""
 
     egress: Egress = GLOBAL_ONLY
     """Where connections to external entities may go beyond global addresses."""

@@ -90,6 +90,8 @@ class Desk(Protocol):
     """What all exchanges share."""
 
     limits: Limits
+    inflight: int
+    """How many have begun and not ended."""
 
     @property
     def books(self) -> Books:
@@ -202,6 +204,7 @@ class Exchange:
             record.traceparent = call.head.field(b"traceparent")
         if call.kept is not None or call.endpoint.usage:
             self._take_down(call)
+        self._desk.inflight += 1
         now = self._loop.time()
         self._deadline = now + (call.endpoint.traffic.deadline_s or self._limits.request_s)
         self._client.deadline = self._deadline
@@ -220,6 +223,11 @@ class Exchange:
             record.request, self._kept = call.kept, bytearray()
 
     # From the client.
+
+    @property
+    def begun(self) -> bool:
+        """Whether the head of the answer is on its way."""
+        return self._phase is _RELAYING
 
     def abandon(self) -> None:
         """The client is gone."""
@@ -792,6 +800,7 @@ class Exchange:
         counters.errors += 1
 
     def _end(self) -> None:
+        self._desk.inflight -= 1
         self._entity.counters.inflight -= 1
         may_have_run = self._phase is _WAITING or self._phase is _GUARDING
         self._phase = _ENDED

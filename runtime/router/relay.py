@@ -86,6 +86,11 @@ class Relay:
 
     # From the client.
 
+    @property
+    def begun(self) -> bool:
+        """Whether the head of the answer is on its way."""
+        return self._begun
+
     def abandon(self) -> None:
         """The client is gone."""
         self._ended = True

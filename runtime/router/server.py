@@ -88,6 +88,7 @@ class Router:
         self.access = Access(config.keyring_path, draft=config.keyring_draft, exposed=_is_exposed(config))
         self.limits = _within_reach(config.limits)
         self.clients: set[ClientConnection] = set()
+        self.inflight = 0
         self.stopping = False
         self.budget = Budget(max(self.limits.buffered_bytes, self.limits.body_bytes))
         self._started = time.time()

@@ -93,15 +93,21 @@ def at(times: list[float], share: float) -> float:
 
 
 @pytest.mark.slow
-def test_what_is_too_much_is_refused_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("traffic", "budgets", "refusal"),
+    [(Traffic(concurrency=BOUND), {}, 429), (Traffic(), {"inflight": BOUND}, 503)],
+)
+def test_what_is_too_much_is_refused_at_once(
+    tmp_path: Path, traffic: Traffic, budgets: dict[str, int], refusal: int
+) -> None:
     async def body() -> None:
         with engine(tmp_path / "records") as url:
-            routed = table(entity("a", 100, url), name="ledger", traffic=Traffic(concurrency=BOUND))
+            routed = table(entity("a", 100, url), name="ledger", traffic=traffic)
             rig.write_table(tmp_path / "table.json", routed)
-            with launched(tmp_path) as router:
-                await holds(router, 429)
+            with launched(tmp_path, **budgets) as router:
+                await holds(router)
 
-    async def holds(router: Process, refusal: int) -> None:
+    async def holds(router: Process) -> None:
         capacity = await load(router.port, BOUND - 4, 0.0, 4.0)
         assert set(capacity.book.statuses) == {200}
         done = asyncio.Event()

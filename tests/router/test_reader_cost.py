@@ -37,6 +37,7 @@ REQUESTS: dict[str, list[bytes]] = {
     "fields, ended": [b"POST / HTTP/1.1\r\n" + full(b"a:b\r\n") + b"\r\n"],
     "a field": [b"POST / HTTP/1.1\r\na:" + full(b"b") + b"\r\n\r\n"],
     "a target": [b"GET /" + full(b"a")],
+    "empty lines": [full(b"\r\n")],
     "spaces": [full(b" ")],
     "line feeds": [full(b"\n")],
     "carriage returns": [full(b"\r")],
@@ -72,6 +73,16 @@ def test_no_piece_of_a_request_takes_long(name: str) -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_no_piece_of_an_answer_takes_long(name: str) -> None:
     assert worst_of(ANSWERS[name], AnswerReader(Limits()).receive) < WORST_S
+
+
+def test_a_head_in_single_bytes_takes_no_seconds() -> None:
+    """Its 32 KiB cost what looking at each byte once costs, and its copies."""
+    reader = RequestReader(Limits())
+    head = b"POST /v1/chat/completions HTTP/1.1\r\n" + b"X-A: " + b"a" * 32_000
+    began = time.thread_time()
+    for at in range(len(head)):
+        reader.receive(head[at : at + 1])
+    assert time.thread_time() - began < 2.0
 
 
 def test_a_body_in_small_pieces_takes_time_in_proportion() -> None:
