@@ -94,7 +94,9 @@ def test_every_direct_dependency_is_imported() -> None:
 
 def test_nothing_is_imported_that_is_not_declared() -> None:
     """T91."""
-    declared = RUNTIME.union(*(EXTRAS[extra] for extra in ("llamacpp", "docker", "gpu", "pii", "parquet", "otlp", "demo")))
+    declared = RUNTIME.union(
+        *(EXTRAS[extra] for extra in ("llamacpp", "docker", "gpu", "pii", "parquet", "otlp", "demo"))
+    )
     for module, path in third_party().items():
         found = distributions_of(module)
         installed_or_named = found or {canonical(module)}

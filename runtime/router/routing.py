@@ -127,6 +127,7 @@ class LiveEndpoint:
         split: Split,
         rates: Rates | None,
         mirror: LiveMirror | None,
+        sampled: Iterator[bool] | None,
         created: int,
     ) -> None:
         """Raises ValueError where a guard cannot be had."""
@@ -144,7 +145,7 @@ class LiveEndpoint:
         self.usage = routes.usage
         self.measures = routes.usage or (rates is not None and rates.counts_tokens)
         self.payloads = routes.payloads
-        self.sampled = sampler(routes.payloads.percent) if routes.payloads is not None else None
+        self.sampled = sampled
         self.mirror = mirror
         names = (routes.name, *(f"{routes.name}/{entity.name}" for entity in routes.entities))
         self.models = [
@@ -185,6 +186,7 @@ class _Kept:
     counters: dict[tuple[str, str], Counters] = field(default_factory=dict)
     rates: dict[str, Rates] = field(default_factory=dict)
     mirrors: dict[str, LiveMirror] = field(default_factory=dict)
+    samplers: dict[tuple[str, str], tuple[int, Iterator[bool]]] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
     gauges: dict[str, Gauge] = field(default_factory=dict)
 
@@ -243,6 +245,7 @@ class Registry:
         kept.splits = {name: split for name, split in kept.splits.items() if name in endpoints}
         kept.rates = {name: rates for name, rates in kept.rates.items() if name in endpoints}
         kept.mirrors = {name: mirror for name, mirror in kept.mirrors.items() if name in endpoints}
+        kept.samplers = {key: turns for key, turns in kept.samplers.items() if key[0] in endpoints}
         names = {(e.name, entity.route.name) for e in endpoints.values() for entity in e.entities}
         kept.counters = {key: counters for key, counters in kept.counters.items() if key in names}
 
@@ -256,7 +259,17 @@ class Registry:
         kept.splits[routes.name] = shares, split
         entities = tuple(self._entity(routes, entity) for entity in routes.entities)
         mirror = self._mirror(routes, entities)
-        return LiveEndpoint(routes, entities, split, self._limited(routes), mirror, self._created)
+        payloads = routes.payloads
+        sampled = self._sampler(routes.name, "payloads", payloads.percent) if payloads is not None else None
+        return LiveEndpoint(routes, entities, split, self._limited(routes), mirror, sampled, self._created)
+
+    def _sampler(self, endpoint: str, purpose: str, percent: int) -> Iterator[bool]:
+        """Whose turns go on for as long as the percent stays: each new table would else begin with a copy."""
+        before, turns = self._kept.samplers.get((endpoint, purpose), (-1, repeat(False)))
+        if before != percent:
+            turns = sampler(percent)
+            self._kept.samplers[endpoint, purpose] = percent, turns
+        return turns
 
     def _mirror(self, routes: EndpointRoutes, entities: Iterable[LiveEntity]) -> LiveMirror | None:
         before = self._kept.mirrors.pop(routes.name, None)
@@ -264,7 +277,8 @@ class Registry:
         if wanted is None:
             return None
         entity = next(entity for entity in entities if entity.route.name == wanted.entity)
-        mirror = LiveMirror(entity, wanted.max_inflight, sampler(wanted.percent), before)
+        turns = self._sampler(routes.name, "mirror", wanted.percent)
+        mirror = LiveMirror(entity, wanted.max_inflight, turns, before)
         self._kept.mirrors[routes.name] = mirror
         return mirror
 
