@@ -348,8 +348,8 @@ def test_both_ports_are_announced_and_given_back(tmp_path: Path) -> None:
         router = rig.service(both)
         await router.start()
         taken = int(router.management_url.rsplit(":", 1)[1])
+        other = replace(both, management=("127.0.0.1", taken), control_path=tmp_path / "other.sock")
         with pytest.raises(InvalidInput, match="SS603"):
-            other = replace(both, management=("127.0.0.1", taken), control_path=tmp_path / "other.sock")
             await rig.service(other).start()
         await router.stop()
         again = rig.service(replace(both, management=("127.0.0.1", taken)))
