@@ -32,7 +32,6 @@ from pathlib import Path
 
 import requests
 import yaml
-
 from benchmarks.router.run import HERE, body_of, free_port, started, wait_for
 
 SERVESTATE = str(Path(sys.executable).with_name("servestate"))
