@@ -94,7 +94,7 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     ours = "client_request_id" in document or "usage_context" in document
     if not ours and not model:
         return raw
-    if "model" in document and orjson.dumps(document) == raw:
+    if "model" in document and _is_as_written(document, raw):
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
         if ours:
@@ -111,6 +111,13 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
         return b"%b%b%b" % (raw[:start], text, raw[end:])
     start = raw.index(b"{") + 1
     return b"%b%b:%b,%b" % (raw[:start], _MODEL_KEY, text, raw[start:])
+
+
+def _is_as_written(document: Document, raw: bytes) -> bool:
+    try:
+        return orjson.dumps(document) == raw
+    except orjson.JSONEncodeError:  # nested deeper than it writes, though not than it reads
+        return False
 
 
 def _model_span(raw: bytes) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Protocol, cast
 
+import orjson
+
 from servestate.runtime.router import browser, dispatch, errors
 from servestate.runtime.router.budget import Budget
 from servestate.runtime.router.dispatch import Call
@@ -242,6 +244,8 @@ class ClientConnection(asyncio.Protocol):
                 self._await_rest(reader)
         except Refused as refusal:
             self._refuse(refusal)
+        except (RecursionError, orjson.JSONEncodeError):
+            self._refuse(refused("the request's body is nested too deeply"))
 
     def _await_rest(self, reader: RequestReader) -> None:
         limits = self._desk.limits
@@ -401,7 +405,9 @@ class ClientConnection(asyncio.Protocol):
             self._loop.call_soon(self._consume_ahead)
 
     def _consume_ahead(self) -> None:
-        if self._exchange is not None or self._lingering or self._paused or self._transport.is_closing():
+        if self._exchange is not None or self._lingering or self._paused or self._waiting:
+            return
+        if self._transport.is_closing():
             return
         self._transport.resume_reading()
         if self._ahead:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+import orjson
+
 from servestate.planner.access import Caller, Level, level_of
 from servestate.runtime.router import body, errors, parameters, tokens
 from servestate.runtime.router.access import Access, Visitor, permit
@@ -57,6 +59,7 @@ class Call:
         "kept",
         "kind",
         "measured",
+        "prompt",
         "raw",
         "served",
         "visitor",
@@ -85,6 +88,7 @@ class Call:
         self.visitor = visitor
         self.caller: Caller | None = None if visitor is None else visitor.caller
         self.admission: Admission | None = None
+        self.prompt: int | None = None  # tokens of it, once they are estimated
         self.measured = self.hides_usage = False
         self.kept: bytes | None = None
 
@@ -97,6 +101,19 @@ class Call:
         if route.task:
             body.check_task(kind, route.task, route.name)
         return body.rewrite(self.raw, self.document, "" if kind is CUSTOM else route.model)
+
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, estimated."""
+        if self.prompt is None:
+            self.prompt = tokens.prompt_estimate(self.kind, self.document)
+        return self.prompt
+
+    def let_go(self) -> None:
+        """Hold no more of the body: its answer has begun, so it is sent nowhere else, and may take hours."""
+        if self.measured:
+            self.prompt_tokens()
+        self.raw = self.body = b""
+        self.document = {}
 
     def prefix(self) -> bytes:
         """The beginning of the prompt."""
@@ -170,10 +187,13 @@ def choose(desk: Desk, call: Call) -> None:
         if endpoint.measures or endpoint.sampled is not None:
             _prepare_records(call)
         call.body = call.body_for(call.entity, desk.limits)
-    except (Refused, Uncountable) as error:
+    except BaseException as error:
+        # Whatever it was: a place that is never given back would be one fewer for ever.
         if call.admission is not None:
             call.admission.ended(0, time.monotonic())
-        raise error if isinstance(error, Refused) else _uncountable() from None
+        if isinstance(error, Uncountable):
+            raise _uncountable() from None
+        raise
 
 
 def models(desk: Desk, head: RequestHead) -> bytes:
@@ -214,7 +234,9 @@ def _key(call: Call) -> str:
             return call.head.field(sticky.name.lower().encode("latin-1")).decode("latin-1")
         case "body":
             value = call.document.get(sticky.name)
-            return value if isinstance(value, str) else "" if value is None else str(value)
+            if value is None or isinstance(value, str):
+                return value or ""
+            return orjson.dumps(value).decode()
         case _:
             return f"{call.caller.kind}:{call.caller.name}" if call.caller is not None else ""
 

@@ -68,7 +68,8 @@ class Shape(Enum):
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An answer of the router's own. `retry_after` in whole seconds, 0 = no header. `unsafe` says that the
-    request may have run, so no client should repeat it by itself. `fields` are further header lines."""
+    request may have run, so no client should repeat it by itself. `fields` are further header lines,
+    `asked` the pause in seconds that the upstream itself asked for."""
 
     status: int
     code: str
@@ -76,6 +77,7 @@ class Failure:
     retry_after: int = 0
     unsafe: bool = False
     fields: bytes = b""
+    asked: int = 0
 
 
 class Refused(Exception):
@@ -144,7 +146,7 @@ def from_upstream(status: int, content: bytes, retry_after: int) -> Failure:
     message = _said(content) or f"the model's server answered {status}"
     if status_out not in (429, 503):
         return Failure(status_out, code, message)
-    return Failure(status_out, code, message, min(max(retry_after, 1), 120))
+    return Failure(status_out, code, message, min(max(retry_after, 1), 120), asked=retry_after)
 
 
 def in_stream(payload: bytes) -> Failure | None:

@@ -193,7 +193,8 @@ def judge_request(raw: bytes, limits: Limits) -> RequestHead:
     if parser.should_upgrade():
         raise bad_request("no other protocol is spoken here")
     try:
-        host, coding, length = map(fields.one, (b"host", b"transfer-encoding", b"content-length"))
+        host, coding = fields.one(b"host"), fields.one(b"transfer-encoding")
+        length = fields.one(b"content-length")
         expectation = fields.one(b"expect")
     except ValueError as error:
         raise bad_request(f"the header {error.args[0].decode()} stands there twice") from None

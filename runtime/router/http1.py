@@ -29,6 +29,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_FRAMING_FACTOR = 8
+"""A chunk of one byte takes six; extensions would take any number, and time with them."""
 _REQUEST_LINE_EXTRA = 32  # the longest method and version with their spaces
 
 
@@ -147,6 +149,8 @@ class RequestReader:
         self.length += len(payload)
         if self.length > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
+        if self.received > _FRAMING_FACTOR * self.length + self._limits.drain_bytes:
+            raise bad_request("the chunks of the body are mostly framing")
         if decoder.done:
             self._end_body(came)
             self.surplus = decoder.surplus

@@ -17,6 +17,8 @@ class Desk(Protocol):
     """What all requests share."""
 
     limits: Limits
+    inflight: int
+    """Requests that wait for a guard or for their answer."""
 
     @property
     def books(self) -> Books:
@@ -39,7 +41,7 @@ class Judging:
     """While the guard looks, in a thread: what it takes must not hold up other requests. The client's side
     is that of `proxy.Exchange`."""
 
-    __slots__ = ("_began", "_call", "_client", "_desk", "_ended", "_loop")
+    __slots__ = ("_began", "_call", "_client", "_desk", "_ended", "_looking", "_loop")
 
     def __init__(
         self, client: Client, call: Call, began: float, desk: Desk, loop: asyncio.AbstractEventLoop
@@ -50,13 +52,15 @@ class Judging:
         self._desk = desk
         self._loop = loop
         self._ended = False
+        self._looking: asyncio.Future[bytes]
 
     def start(self, guard: LiveGuard) -> None:
         """Let the guard look."""
         call = self._call
         self._client.deadline = self._loop.time() + self._desk.limits.guard_s
-        looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
-        looking.add_done_callback(self._looked)
+        self._desk.inflight += 1
+        self._looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
+        self._looking.add_done_callback(self._looked)
 
     @property
     def begun(self) -> bool:
@@ -65,7 +69,13 @@ class Judging:
 
     def abandon(self) -> None:
         """The client is gone; what the guard thinks matters no more."""
-        self._ended = True
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._desk.inflight -= 1
+            self._looking.cancel()  # one that waits for its turn needs none any more
 
     def pause(self) -> None:
         """Nothing is written meanwhile."""
@@ -76,16 +86,16 @@ class Judging:
     def expire(self) -> None:
         """The client's `deadline` has passed."""
         if not self._ended:
-            self._ended = True
+            self._end()
             self._client.refused(
                 Refused(errors.unavailable("the guard of this endpoint is busy")), self._call
             )
 
     def _looked(self, looked: asyncio.Future[bytes]) -> None:
-        error = looked.exception()
-        if self._ended:
+        if self._ended or looked.cancelled():
             return
-        self._ended = True
+        error = looked.exception()
+        self._end()
         call = self._call
         if isinstance(error, Refused):
             self._count("refused")

@@ -138,11 +138,14 @@ class Exchange:
         "_failure",
         "_fields",
         "_held",
+        "_held_length",
         "_kept",
         "_kind",
         "_limits",
+        "_looking",
         "_loop",
         "_mark",
+        "_may_have_run",
         "_meter",
         "_pause",
         "_phase",
@@ -188,6 +191,9 @@ class Exchange:
         self._pause: asyncio.TimerHandle | None = None
         self._failure: Failure | None = None  # before the one pause that may be taken
         self._held: AnswerHead | None = None  # a good head that waits for content
+        self._held_length: int | None = None
+        self._may_have_run = False
+        self._looking: asyncio.Future[bytes] | None = None
         self._events: EventStream | None = None
         self._meter: Meter | None = None
         self._whole: bytearray | None = None  # so far, of an answer that a guard has to see
@@ -262,7 +268,7 @@ class Exchange:
             self._fail(self._failure, "late")
         elif self._held is not None:
             self._mark = perf_counter()
-            self._commit(self._held, self._held.length, b"", False)  # no content so far: pass the status on
+            self._commit(self._held, self._held_length, b"", False)  # no content so far: pass the status on
         elif phase is _CONNECTING:
             self._blame("unreachable", "no connection in time")
             self._fail(errors.unavailable("no replica could be reached in time"), "unreachable")
@@ -312,7 +318,7 @@ class Exchange:
         elif payload or complete:
             self._commit(head, length, payload, complete)
         else:
-            self._hold(head)
+            self._hold(head, length)
 
     def relayed(self, chunk: bytes) -> bool:
         """See `upstream.Exchange`."""
@@ -376,6 +382,7 @@ class Exchange:
         assert self._backend is not None
         self._upstream = connection
         self._phase = _WAITING
+        self._may_have_run = True
         body = self._body
         head = self._backend.heads[self._kind]
         length = b"%d" % len(body)
@@ -452,7 +459,7 @@ class Exchange:
         endpoint = self._call.endpoint
         if not endpoint.traffic.fallback or self._call.how != "split" or self._failure is not None:
             return 0
-        asks = failure.retry_after if failure.status in (429, 503) else 0
+        asks = failure.asked
         return asks if self._loop.time() + asks < self._deadline else 0
 
     def _lost(self, failure: Failure, reason: str) -> None:
@@ -476,10 +483,11 @@ class Exchange:
 
     # The way back.
 
-    def _hold(self, head: AnswerHead) -> None:
+    def _hold(self, head: AnswerHead, length: int | None) -> None:
         """A good status without content: wait for some, so that a dead stream is still a clean error."""
         if self._held is None:
             self._held = head
+            self._held_length = length  # the head may be that of an earlier answer, but for its length
             self._client.deadline = min(self._client.deadline, self._loop.time() + self._limits.peek_s)
 
     def _begin_stream(self, head: AnswerHead, payload: bytes, complete: bool) -> None:
@@ -488,7 +496,7 @@ class Exchange:
         payload = self._events.feed(payload)
         if complete:
             payload += self._events.finish()
-        if payload:
+        if payload.strip():  # an empty line is left of a comment that only kept the connection alive
             error = errors.in_stream(payload)
             if error is not None:
                 self._drop_upstream()
@@ -498,7 +506,7 @@ class Exchange:
         elif complete:
             self._lost(errors.lost("the upstream's event stream was empty"), "empty")
         else:
-            self._hold(head)
+            self._hold(head, None)
 
     def _commit(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """Write the head, with what there is of the body."""
@@ -536,6 +544,9 @@ class Exchange:
                 )
             )
         )
+        if not complete:
+            self._body = b""
+            self._call.let_go()
         self._after_write(complete)
 
     def _measures(self) -> bytes:
@@ -610,7 +621,7 @@ class Exchange:
     def _broke_off(self, head: AnswerHead) -> bool:
         """Whether an answer that only the end of the connection ends stopped where it cannot end: without
         any content, or as an event stream that did not say that it is done."""
-        if head.event_stream:
+        if head.status < 300 and head.event_stream:
             if self._whole is not None:
                 return not self._whole.rstrip().endswith(b"data: [DONE]")
             return self._events is None or not self._events.said_done()
@@ -636,6 +647,7 @@ class Exchange:
     def _said(self, failure: Failure, status: int = 0) -> None:
         """The upstream has said, in so many words, that it failed; `status` is what it said, where that is
         not what goes out."""
+        self._may_have_run = False  # says its server
         status = status or failure.status
         timed_out = status == 408 and self._entity.route.fixed_path
         if status >= 500:
@@ -695,13 +707,14 @@ class Exchange:
         self._meter.piece(content, last=True)
         self._client.deadline = now + self._limits.guard_s
         looking = self._loop.run_in_executor(None, guard.answer, self._kind, content, head.event_stream)
+        self._looking = looking
         looking.add_done_callback(partial(self._guarded, head, content))
 
     def _guarded(self, head: AnswerHead, content: bytes, looked: asyncio.Future[bytes]) -> None:
         """The guard has looked at the whole answer."""
-        error = looked.exception()
-        if self._phase is _ENDED:
+        if looked.cancelled() or self._phase is _ENDED:
             return
+        error = looked.exception()
         self._mark = perf_counter()
         if error is None:
             self._passed(head, looked.result(), masked=looked.result() is not content)
@@ -786,6 +799,8 @@ class Exchange:
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
+        if self._looking is not None:
+            self._looking.cancel()  # nobody waits: it need not wait for its turn
 
     def _leave_backend(self) -> None:
         backend = self._backend
@@ -802,7 +817,6 @@ class Exchange:
     def _end(self) -> None:
         self._desk.inflight -= 1
         self._entity.counters.inflight -= 1
-        may_have_run = self._phase is _WAITING or self._phase is _GUARDING
         self._phase = _ENDED
         self._leave_backend()
         record, call = self._record, self._call
@@ -810,7 +824,7 @@ class Exchange:
         record.wall = time.time() - record.total_s
         record.usage = self._used()
         if call.admission is not None:
-            used = record.usage.total if record.usage is not None else None if may_have_run else 0
+            used = record.usage.total if record.usage is not None else None if self._may_have_run else 0
             call.admission.ended(used, time.monotonic())
         if self._kept is not None:
             record.answer = bytes(self._kept)
@@ -823,5 +837,4 @@ class Exchange:
             return None
         if meter.usage is not None or not self._call.measured:
             return meter.usage
-        prompt = tokens.prompt_estimate(self._kind, self._call.document)
-        return Usage(prompt, tokens.estimate(meter.text), estimated=True)
+        return Usage(self._call.prompt_tokens(), tokens.estimate(meter.text), estimated=True)

@@ -52,12 +52,18 @@ class Record:
     replica = ""
     failed: tuple[tuple[str, str], ...] = ()
     streaming = False
-    wall = total_s = queue_s = own_s = 0.0
+    wall: float = 0.0
+    total_s: float = 0.0
+    queue_s: float = 0.0
+    own_s: float = 0.0
     first_s = -1.0
     status = 0
-    code = cut = ""
+    code: str = ""
+    cut: str = ""
     gone = False
-    sent = received = chunks = 0
+    sent: int = 0
+    received: int = 0
+    chunks: int = 0
     usage: Usage | None = None
     response_model = ""
     traceparent = b""

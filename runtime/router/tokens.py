@@ -19,6 +19,9 @@ UNBOUNDED_COMPLETION = 1024
 
 _OPTIONS = "stream_options"
 _DROPPED = frozenset({_OPTIONS})
+_TEXT_KEYS = ("content", "text", "tool_calls", "function", "arguments")
+_MOST_TOKENS = 1 << 40
+"""Nobody uses more in one request; what an upstream says beyond is no number of tokens."""
 _TAIL_BYTES = 4096  # usage stands at an answer's end, with little behind it
 _USAGE = b'"usage"'
 _USAGE_OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})')
@@ -56,18 +59,18 @@ def reservation(kind: Kind, document: Document) -> int:
 def _texts(value: Any) -> Iterator[str]:
     """All texts that a model reads in a list of messages, of parts or of prompts. Keys are none, and neither
     are pictures."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        if value and all(type(item) is int for item in value):  # a prompt in tokens
-            yield "    " * len(value)
-            return
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        for key in ("content", "text", "tool_calls", "function", "arguments"):
-            if key in value:
-                yield from _texts(value[key])
+    left = [value]  # not by recursion: what nests a thousand deep is JSON too
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            if item and all(type(one) is int for one in item):  # a prompt in tokens
+                yield "    " * len(item)
+            else:
+                left += reversed(item)
+        elif isinstance(item, dict):
+            left += [item[key] for key in reversed(_TEXT_KEYS) if key in item]
 
 
 def prefix_of(kind: Kind, document: Document, most: int = 256) -> bytes:
@@ -119,8 +122,9 @@ def _usage(text: bytes) -> Usage | None:
     except ValueError:
         return None
     prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens", 0)
-    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
-        return None
+    for number in (prompt, completion):
+        if type(number) is not int or not 0 <= number <= _MOST_TOKENS:
+            return None
     return Usage(prompt, completion)
 
 

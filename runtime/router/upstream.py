@@ -80,7 +80,10 @@ class Origin:
             connection.discard()  # it may have been made in the very moment of the cancel
             raise
         else:
-            exchange.connected(connection)
+            if connection.is_closing():  # accepted and closed at once; nothing was written
+                exchange.failed_to_connect("the connection was closed as soon as it was made")
+            else:
+                exchange.connected(connection)
 
     async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
         """Raises OSError, or ValueError for a name that cannot be one."""
@@ -167,6 +170,10 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
         self._made = True
+
+    def is_closing(self) -> bool:
+        """Whether the connection is no longer one."""
+        return self._transport.is_closing()
 
     def usable(self, now: float) -> bool:
         """Whether a request may be written: after a longer idle time the socket itself is asked."""
