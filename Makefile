@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-vllm test-engines check format lock clean bench
+.PHONY: demo test test-slow test-vllm test-engines check format lock clean compile
 
 # A stamp per lock: installed again whenever the lock or the packaging changes.
 $(VENV)/.%.stamp: requirements/%.txt pyproject.toml
@@ -74,5 +74,10 @@ lock:
 	    --output-file requirements/$$engine.txt > /dev/null; \
 	done
 
+# The router's way of a request as machine code, from the same source: about half the time of the interpreter.
+compile: $(VENV)/.dev.stamp
+	SERVESTATE_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info
+	find . -name "*.so" -not -path "./.venv*" -delete

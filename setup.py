@@ -1,5 +1,5 @@
-"""All that is said of the package stands in pyproject.toml, but for one thing that cannot: whether the router's
-way of a request is compiled.
+"""All that is said of the package stands in pyproject.toml, but for one thing that cannot: whether the
+router's way of a request is compiled.
 
 With SERVESTATE_COMPILE=1 it is, by mypyc and from the same source, which takes a C compiler and mypy (`make
 compile` does it in place). Without, nothing is.
@@ -12,10 +12,11 @@ import os
 from setuptools import setup
 
 COMPILED = """
-access access_log body books chunked client counters dispatch errors headers heads health http1 ids judging
-limits memory metrics mirror pick proxy rates record replicas routes routing sse tokens upstream windows
+access access_log body books chunked client counters dispatch errors headers heads http1 ids judging memory
+metrics mirror pick proxy rates record replicas routes routing sse tokens upstream windows
 """
-"""Modules of `servestate.runtime.router`: those that a request passes, and no other."""
+"""Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
+to workers, which compiled they could not be."""
 
 
 def extensions() -> list[object]:

@@ -27,7 +27,7 @@ from servestate.runtime.table_file import write_table
 from servestate.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
-    from servestate.runtime.router.books import BooksConfig
+    from servestate.runtime.router.keeping import BooksConfig
     from servestate.runtime.router.server import RouterConfig
     from servestate.runtime.router.tls import TlsFiles
 
@@ -141,8 +141,7 @@ def _inflight(router: RouterListener) -> dict[str, int]:
 
 
 def _books(workspace: Workspace) -> BooksConfig:
-    from servestate.runtime.router.access_log import AccessLogConfig
-    from servestate.runtime.router.books import BooksConfig
+    from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
 
     log, traces = workspace.site.router.access_log, workspace.site.router.traces
     return BooksConfig(

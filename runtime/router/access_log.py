@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
+from servestate.runtime.router.keeping import AccessLogConfig
 from servestate.runtime.router.requester import requester
 from servestate.runtime.router.rotation import RotatingFile, Rotation, of_worker
 from servestate.runtime.router.writer import Lines, Writer
@@ -24,15 +23,6 @@ _REASON_CHARACTERS = 200
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 """Its trace, span and flags (W3C Trace Context, section 3.2)."""
 _MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))  # half the price of formatting one
-
-
-@dataclass(frozen=True, slots=True)
-class AccessLogConfig:
-    """Where it is written, and when that file is full; `keep` older ones stay."""
-
-    path: Path
-    max_bytes: int = 64 << 20
-    keep: int = 5
 
 
 class AccessLog:

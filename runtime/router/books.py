@@ -5,34 +5,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router import record as kept
-from servestate.runtime.router.access_log import AccessLog, AccessLogConfig
+from servestate.runtime.router.access_log import AccessLog
 from servestate.runtime.router.families import Snapshot
+from servestate.runtime.router.keeping import BooksConfig
 from servestate.runtime.router.metrics import Metrics
 from servestate.runtime.router.payloads import PayloadLogs
 from servestate.runtime.router.record import Record
-from servestate.runtime.router.rotation import Rotation
 from servestate.runtime.router.routing import LiveTable
 from servestate.runtime.router.traces import Traces
 from servestate.runtime.router.usage import UsageLog
-
-
-@dataclass(frozen=True, slots=True)
-class BooksConfig:
-    """What is kept beyond metrics. `access_log` None: none; `folder` is the site's, under which usage and
-    inference tables get folders of their own, None: nowhere to put them; `otlp` is the URL of a collector of
-    traces, "": none. `records` is how the files of usage and inference tables rotate."""
-
-    access_log: AccessLogConfig | None = None
-    folder: Path | None = None
-    otlp: str = ""
-    records: Rotation = field(default_factory=lambda: Rotation(64 << 20, keep=64, max_age_s=24 * 3600))
 
 
 class Books(kept.Books):

@@ -22,11 +22,12 @@ from servestate.planner.spec.access_rules import is_loopback
 from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
-from servestate.runtime.router.books import Books, BooksConfig
+from servestate.runtime.router.books import Books
 from servestate.runtime.router.browser import own_names
 from servestate.runtime.router.budget import Budget
 from servestate.runtime.router.client import ClientConnection, Management
 from servestate.runtime.router.families import Snapshot
+from servestate.runtime.router.keeping import BooksConfig
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.listen import BACKLOG, Sockets, url_of
 from servestate.runtime.router.memory import Memory

@@ -17,8 +17,8 @@ import pytest
 from servestate.planner.table import Traffic
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router import Router, RouterConfig
-from servestate.runtime.router.access_log import AccessLog, AccessLogConfig
-from servestate.runtime.router.books import BooksConfig
+from servestate.runtime.router.access_log import AccessLog
+from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.router.listen import open_all
 from servestate.runtime.router.proxy import Exchange
 from servestate.runtime.router.record import Record

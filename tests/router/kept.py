@@ -13,8 +13,7 @@ from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.keyring import Keyring, write_keyring
 from servestate.runtime.router import Limits, Router, RouterConfig
-from servestate.runtime.router.access_log import AccessLogConfig
-from servestate.runtime.router.books import BooksConfig
+from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.router.listen import open_all
 from tests.router.rig import QUICK, Rig, until, write_table
 

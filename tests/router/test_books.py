@@ -12,9 +12,9 @@ import pytest
 
 from servestate.planner.table import Backend, Credential, RoutingTable
 from servestate.providers.secrets import EnvSecrets, Secrets
-from servestate.runtime.router.access_log import AccessLogConfig
-from servestate.runtime.router.books import Books, BooksConfig
+from servestate.runtime.router.books import Books
 from servestate.runtime.router.exposition import expose
+from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.router.record import Usage
 from servestate.runtime.router.routing import LiveTable
 from tests.router.records import PAYLOADS, live, recorded, registry, routes
