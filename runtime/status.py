@@ -68,9 +68,36 @@ def describe(
     }
 
 
+_TROUBLES = (
+    "access_error",
+    "tls_error",
+    "table_copy_error",
+    "access_log_error",
+    "usage_error",
+    "inference_tables_error",
+    "traces_error",
+)
+
+
 def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What matters of a router's report: `troubles` are what it cannot do, `ejected` the replicas that it
+    leaves out, each with the reason."""
+    if router is None:
+        return None
     keys = ("pid", "listen", "table_version", "table_error", "connections")
-    return None if router is None else {key: router[key] for key in keys}
+    reports = {**router, **router.get("books", {})}
+    troubles = {key: reports[key] for key in _TROUBLES if reports.get(key)}
+    ejected = {
+        name: replica["reason"]
+        for name, replica in router.get("replicas", {}).items()
+        if replica.get("state", "healthy") != "healthy"
+    }
+    workers = [worker["pid"] for worker in router.get("workers", [])]
+    return {key: router[key] for key in keys} | {
+        "workers": workers,
+        "troubles": troubles,
+        "ejected": ejected,
+    }
 
 
 def _controller(supervision: Supervision | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TextIO
 
 from servestate.planner.diagnostics import Diagnostic, Severity
@@ -48,8 +49,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """A line on standard error."""
-    print(text, file=sys.stderr)
+    """A line on standard error, if there is still anybody who reads it: a router outlives its terminal."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 def show_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:

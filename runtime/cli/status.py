@@ -36,6 +36,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
         if router["table_error"]:
             lines.append(f"  refuses the newest table: {router['table_error']}")
+        lines += [_indented(f"{what}: {why}") for what, why in router.get("troubles", {}).items()]
+        lines += [_indented(f"leaves out {name}: {why}") for name, why in router.get("ejected", {}).items()]
     lines += _controller_lines(found)
     for endpoint in found["endpoints"]:
         lines += ["", f"{endpoint['name']}  (config version {endpoint['config_version']})"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,4 +42,6 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             ("request_metadata", pyarrow.map_(pyarrow.string(), pyarrow.string())),
         ]
     )
-    parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema), path, compression="zstd")
+    # What people said is for nobody else to read, whatever the umask.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema), file, compression="zstd")

@@ -102,7 +102,8 @@ class PayloadLogs:
         assert self._folder is not None
         folder = self._folder / rule.table
         if rule.format == "parquet":
-            return ParquetTable(folder, self._rotation.keep, self._worker)
+            most = self._rotation.max_bytes * (self._rotation.keep + 1)
+            return ParquetTable(folder, most, self._worker)
         return JsonlTable(RotatingFile(of_worker(folder / "payload.jsonl", self._worker), self._rotation))
 
 
@@ -125,11 +126,12 @@ class JsonlTable:
 
 
 class ParquetTable:
-    """Rows as whole Parquet files, named by the time of their first row, of which the newest `keep` stay."""
+    """Rows as whole Parquet files, named by the time of their first row, of which the newest stay that are
+    `most_bytes` together: as many bytes as the other format may take."""
 
-    def __init__(self, folder: Path, keep: int, worker: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, worker: int) -> None:
         self._folder = folder
-        self._keep = keep
+        self._most_bytes = most_bytes
         self._worker = worker
         self._since: float | None = None
 
@@ -142,7 +144,7 @@ class ParquetTable:
             self._since = now
         if not last and now - self._since < PARQUET_S and _size(items) < PARQUET_BYTES:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(0o700, parents=True, exist_ok=True)
         path = self._folder / f"{time.time_ns()}-w{self._worker}.parquet"
         part = path.with_suffix(".part")
         rows = [row(entry) for entry in items]
@@ -160,9 +162,12 @@ class ParquetTable:
         """See `writer.Destination`."""
 
     def _forget_oldest(self) -> None:
-        found = sorted(self._folder.glob(f"*-w{self._worker}.parquet"))
-        for path in found[: max(len(found) - self._keep, 0)]:
-            path.unlink(missing_ok=True)
+        found = sorted(self._folder.glob(f"*-w{self._worker}.parquet"), reverse=True)
+        together = 0
+        for index, path in enumerate(found):
+            together += path.stat().st_size
+            if index and together > self._most_bytes:
+                path.unlink(missing_ok=True)
 
 
 def row(entry: Entry) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class RotatingFile:
         return os.path.samestat(there, os.fstat(self._fd))
 
     def _open(self, now: float) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         self._fd = os.open(
             self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600
         )

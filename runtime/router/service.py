@@ -214,8 +214,8 @@ class Service:
         return Belongings(self._sockets, memory, self._numbers)
 
     def _handed(self, successor: int) -> None:
-        self._tell(f"servestate: replaced by the router with pid {successor}; ending what is in flight")
         self._when_handed()
+        self._tell(f"servestate: replaced by the router with pid {successor}; ending what is in flight")
 
 
 class _Single:

@@ -37,12 +37,18 @@ class Certificate:
         self._seen = self._stamps()
         self.error: str | None = None
         self.context = _empty_context()
+        self.context.sni_callback = self._serve_newest
         try:
-            _load(files, self.context)
+            self._newest = _loaded(files)
+            _load(files, self.context)  # it has to have one itself for a handshake to begin
         except (OSError, ValueError) as error:
             what = f"the certificate and key of a listener cannot be used: {_why(files, error)}"
             fix = "give PEM files that belong together, readable by this user; the key without a passphrase"
             raise InvalidInput([Diagnostic("SS640", what, fix)]) from None
+
+    def _serve_newest(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called in the middle of every handshake."""
+        connection.context = self._newest
 
     def poll(self) -> None:
         """Look at the files; take up a new pair."""
@@ -51,7 +57,7 @@ class Certificate:
             return
         self._seen = stamps
         try:
-            _load(self._files, self.context)
+            self._newest = _loaded(self._files)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
                 self._seen = stamp_after(error, stamps[0]), stamps[1]
@@ -63,12 +69,18 @@ class Certificate:
         return stamp_of(self._files.cert), stamp_of(self._files.key)
 
 
+def _loaded(files: TlsFiles) -> ssl.SSLContext:
+    """A context of its own for the pair: one that had another would keep that for each kind of key. Raises
+    as `_load`."""
+    context = _empty_context()
+    _load(files, context)
+    return context
+
+
 def _load(files: TlsFiles, context: ssl.SSLContext) -> None:
-    """Have `context` use the pair. Raises OSError (ssl.SSLError among them) and ValueError, and has then
-    changed nothing."""
+    """Have `context` use the pair. Raises OSError (ssl.SSLError among them) and ValueError."""
     with _held(files.cert.read_bytes()) as cert, _held(files.key.read_bytes()) as key:
-        for one in (_empty_context(), context):
-            one.load_cert_chain(cert, key, password=_no_passphrase)
+        context.load_cert_chain(cert, key, password=_no_passphrase)
 
 
 @contextmanager

@@ -39,6 +39,10 @@ _OVERTIME_S = 5.0
 Tell = Callable[[str], None]
 
 
+_LONGEST_S = 2.0
+"""Its sockets stay open meanwhile, and whoever connects to them waits."""
+
+
 class Workers:
     """All workers of one router; the counterpart of `server.Router`. `numbers` are theirs in `memory`; `tell`
     hears a line for people about each that dies."""
@@ -141,7 +145,8 @@ def _delay(restarts: int) -> float:
     """Seconds until a worker is started again; the first time it is at once."""
     if not restarts:
         return 0.0
-    return Backoff(restarts - 1).failed(0.0, random.random).next_try or 0.0
+    delay_s = Backoff(restarts - 1).failed(0.0, random.random).next_try or 0.0
+    return min(delay_s, _LONGEST_S)
 
 
 def _obituary(place: Place, how: str, delay_s: float) -> str:

@@ -108,21 +108,25 @@ def test_parquet_files_are_written_by_size_and_by_age_and_the_oldest_go(
 ) -> None:
     pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     monkeypatch.setattr(payloads, "PARQUET_BYTES", 100)
-    table = ParquetTable(tmp_path, keep=3, worker=1)
+    folder = tmp_path / "table"
+    table = ParquetTable(folder, most_bytes=20_000, worker=1)
     waiting = deque([Entry(said(), PAYLOADS, Redaction())])
     table.write(waiting, last=False)
     assert len(waiting) == 1, "neither full nor old"
-    assert list(tmp_path.iterdir()) == []
+    assert not folder.exists()
     monkeypatch.setattr(payloads, "PARQUET_S", 0.0)
     table.write(waiting, last=False)
     assert not waiting
     monkeypatch.setattr(payloads, "PARQUET_S", 3600.0)
-    for _ in range(5):
+    for _ in range(12):
         waiting.append(Entry(said(answer=b"x" * 100), PAYLOADS, Redaction()))
         table.write(waiting, last=False)
         assert not waiting
-    assert len(list(tmp_path.iterdir())) == 3
-    assert all(path.name.endswith("-w1.parquet") for path in tmp_path.iterdir())
+    files = sorted(folder.iterdir())
+    assert 1 < len(files) < 12
+    assert sum(path.stat().st_size for path in files) <= 20_000
+    assert all(path.name.endswith("-w1.parquet") for path in files)
+    assert {path.stat().st_mode & 0o077 for path in (folder, *files)} == {0}, "nobody else reads it"
 
 
 def test_without_pyarrow_the_table_is_refused_with_what_to_do(

@@ -22,13 +22,15 @@ from tests.router.rig import QUICK, Answer, bounded, read_answer, request, write
 from tests.router.test_tables import config
 from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
 
+EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
-def pair(folder: Path, name: str, *more: str) -> tuple[Path, Path]:
-    """A self-signed certificate for `localhost` under that common name, and its key."""
+
+def pair(folder: Path, name: str, *more: str, kind: tuple[str, ...] = EC) -> tuple[Path, Path]:
+    """A self-signed certificate for `localhost` under that common name, and its key of that kind."""
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+            *("openssl", "req", "-x509", "-newkey", *kind),
             *("-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
             *("-keyout", str(key), "-out", str(cert), *(more or ("-nodes",))),
         ],
@@ -41,7 +43,8 @@ def pair(folder: Path, name: str, *more: str) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     folder = tmp_path_factory.mktemp("pairs")
-    return {name: pair(folder, name) for name in ("one", "two")}
+    found = {name: pair(folder, name) for name in ("one", "two")}
+    return found | {"rsa": pair(folder, "rsa", kind=("rsa:2048",))}
 
 
 @pytest.fixture
@@ -171,8 +174,9 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
+@pytest.mark.parametrize("successor", ["two", "rsa"])
 def test_a_new_pair_is_used_for_new_connections(
-    tmp_path: Path, files: TlsFiles, pairs: dict[str, tuple[Path, Path]]
+    tmp_path: Path, files: TlsFiles, pairs: dict[str, tuple[Path, Path]], successor: str
 ) -> None:
     async def body() -> None:
         async with Upstream() as up:
@@ -180,9 +184,9 @@ def test_a_new_pair_is_used_for_new_connections(
             router, _ = router_of(tmp_path, files)
             await router.start()
             port = port_of(router)
-            first, second = (trusting(pairs[name][0]) for name in ("one", "two"))
+            first, second = (trusting(pairs[name][0]) for name in ("one", successor))
             reader, writer = await connect(port, first)
-            put(files, pairs["two"])
+            put(files, pairs[successor])
             await when(tmp_path, lambda told: told["tls_error"] is None)
             await _until_trusted(port, second)
             with pytest.raises(ssl.SSLCertVerificationError):
