@@ -67,10 +67,11 @@ def started(
     cores: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Pinned]:
     """Run `command` on `cores`, its output in `log`, until the block ends. A session of its own keeps an
-    interrupt of the benchmark from reaching it before its end is asked for."""
+    interrupt of the benchmark from reaching it before its end is asked for. Where the benchmark is killed,
+    the kernel ends it: some peers grow by gigabytes when they are forgotten."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["taskset", "-c", cores, *command],
+            ["setpriv", "--pdeathsig", "KILL", "taskset", "-c", cores, *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
