@@ -6,7 +6,9 @@ A table that cannot be served is refused and the one in use stays. Each accepted
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
@@ -88,9 +90,12 @@ class TableWatch:
         """Best effort: a full disk must not stop a table that is good, nor make it count as refused. The
         checksum tells a torn copy."""
         self.copy_error = None
-        part = self._copy.with_name(self._copy.name + ".part")
+        # Of its own: all workers adopt a table, and keep its copy, at about the same moment.
+        part = self._copy.with_name(f"{self._copy.name}.{os.getpid()}.part")
         try:
             part.write_text(text, "utf-8")
             part.replace(self._copy)
         except OSError as error:
             self.copy_error = f"the copy {self._copy} could not be written: {error}"
+            with suppress(OSError):  # there may be none, and the folder may be what is wrong
+                part.unlink()

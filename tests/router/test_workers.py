@@ -308,6 +308,28 @@ def test_nothing_counts_as_adopted_or_drained_while_a_worker_is_silent(tmp_path:
 
 
 @pytest.mark.slow
+def test_workers_do_not_write_over_each_others_copies_of_the_table(tmp_path: Path) -> None:
+    """They adopt a table, and keep its copy, at about the same moment."""
+    write_table(tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1")))
+    with launched(tmp_path, workers=4):
+        for version in range(2, 42):
+            write_table(
+                tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1"), version=version)
+            )
+            told = status_until(tmp_path, version)
+            assert told["table_copy_error"] is None, version
+    assert not list(tmp_path.glob("*.part"))
+
+
+def status_until(folder: Path, version: int) -> dict:
+    end = time.monotonic() + 10
+    while (told := status(folder))["table_version"] != version:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return told
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
     async def body() -> None:
         write_table(tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1")))
