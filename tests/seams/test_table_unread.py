@@ -41,7 +41,9 @@ def test_a_copy_that_cannot_be_kept_is_no_refusal(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     write_table(path, RoutingTable(1, "lineage"))
     watch = TableWatch(path, admit)
-    (tmp_path / "table.json.last-good.part").mkdir()
+    copy = tmp_path / "table.json.last-good"
+    copy.unlink()
+    copy.mkdir()
     write_table(path, RoutingTable(2, "lineage"))
     assert watch.poll()
     assert watch.error is None
