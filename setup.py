@@ -12,8 +12,13 @@ import os
 from setuptools import setup
 
 COMPILED = """
-access access_log body books chunked client counters dispatch errors headers heads http1 ids judging memory
-metrics mirror pick proxy rates record replicas routes routing sse tokens upstream windows
+access client dispatch proxy routes routing mirror
+http.chunked http.errors http.headers http.heads http.http1 http.sse http.upstream
+messages.body messages.tokens
+quota.memory quota.rates quota.windows
+balance.pick balance.replicas
+guards.judging
+records.access_log records.books records.counters records.ids records.metrics records.record
 """
 """Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
 to workers, which compiled they could not be."""
@@ -25,7 +30,7 @@ def extensions() -> list[object]:
         return []
     from mypyc.build import mypycify
 
-    sources = [f".typing/servestate/runtime/router/{name}.py" for name in COMPILED.split()]
+    sources = [f".typing/servestate/runtime/router/{name.replace('.', '/')}.py" for name in COMPILED.split()]
     return list(mypycify(sources, opt_level="3", debug_level="0", group_name="servestate_router"))
 
 

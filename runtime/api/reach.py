@@ -10,7 +10,7 @@ from servestate.planner.spec.hosts import host_of
 from servestate.planner.state import EndpointRecord
 from servestate.runtime.api.call import invalid
 from servestate.runtime.api.desk import Desk
-from servestate.runtime.router.egress import Egress, Forbidden, check_address
+from servestate.runtime.router.guards.egress import Egress, Forbidden, check_address
 
 
 def check_hosts(desk: Desk, caller: Caller, found: Resolved, record: EndpointRecord | None) -> None:

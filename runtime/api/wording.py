@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from servestate.runtime.router.errors import NEVER_SAID
+from servestate.runtime.router.http.errors import NEVER_SAID
 
 _LONGEST = 4000
 _PHRASES = re.compile("|".join(map(re.escape, NEVER_SAID)), re.IGNORECASE)

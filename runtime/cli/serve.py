@@ -27,9 +27,9 @@ from servestate.runtime.table_file import write_table
 from servestate.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
-    from servestate.runtime.router.keeping import BooksConfig
-    from servestate.runtime.router.server import RouterConfig
-    from servestate.runtime.router.tls import TlsFiles
+    from servestate.runtime.router.process.server import RouterConfig
+    from servestate.runtime.router.process.tls import TlsFiles
+    from servestate.runtime.router.records.keeping import BooksConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
     draft = workspace.keyring_path.with_suffix(f".{os.getpid()}")
     with _drafted(keyring, draft):
         from servestate.runtime.guard import API, CONTROLLER, Guard
-        from servestate.runtime.router.service import run as run_router
+        from servestate.runtime.router.process.service import run as run_router
 
         children = [child for child, on in ((CONTROLLER, beside.controller), (API, beside.api)) if on]
         guards = [Guard(c, workspace, complain, beside.reread, beside.configuration) for c in children]
@@ -106,10 +106,10 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
 
 def router_config(workspace: Workspace, *, api: bool) -> RouterConfig:
     """What the router of a site is told. `api` says whether the management API runs beside it."""
-    from servestate.runtime.router.egress import Egress
-    from servestate.runtime.router.health import HealthPolicy
+    from servestate.runtime.router.balance.health import HealthPolicy
+    from servestate.runtime.router.guards.egress import Egress
     from servestate.runtime.router.limits import Limits
-    from servestate.runtime.router.server import RouterConfig
+    from servestate.runtime.router.process.server import RouterConfig
 
     site = workspace.site
     return RouterConfig(
@@ -141,7 +141,7 @@ def _inflight(router: RouterListener) -> dict[str, int]:
 
 
 def _books(workspace: Workspace) -> BooksConfig:
-    from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
+    from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
 
     log, traces = workspace.site.router.access_log, workspace.site.router.traces
     return BooksConfig(
@@ -152,7 +152,7 @@ def _books(workspace: Workspace) -> BooksConfig:
 
 
 def _tls(listener: Listener, root: Path) -> TlsFiles | None:
-    from servestate.runtime.router.tls import TlsFiles
+    from servestate.runtime.router.process.tls import TlsFiles
 
     tls = listener.tls
     return None if tls is None else TlsFiles(root / tls.cert, root / tls.key)

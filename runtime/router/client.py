@@ -15,16 +15,18 @@ from typing import Protocol, cast
 
 import orjson
 
-from servestate.runtime.router import browser, dispatch, errors
-from servestate.runtime.router.budget import Budget
+from servestate.runtime.router import dispatch
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
-from servestate.runtime.router.heads import RequestHead
-from servestate.runtime.router.http1 import CONTINUE, RequestReader
-from servestate.runtime.router.ids import REQUEST_IDS
-from servestate.runtime.router.judging import Judging
+from servestate.runtime.router.guards.judging import Judging
+from servestate.runtime.router.http import browser, errors
+from servestate.runtime.router.http.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
+from servestate.runtime.router.http.heads import RequestHead
+from servestate.runtime.router.http.http1 import CONTINUE, RequestReader
+from servestate.runtime.router.http.upstream import Origin
 from servestate.runtime.router.proxy import Exchange
-from servestate.runtime.router.record import Books
+from servestate.runtime.router.quota.budget import Budget
+from servestate.runtime.router.records.ids import REQUEST_IDS
+from servestate.runtime.router.records.record import Books
 from servestate.runtime.router.relay import Relay, request_bytes
 from servestate.runtime.router.routes import (
     Invocation,
@@ -37,7 +39,6 @@ from servestate.runtime.router.routes import (
     resolve,
     resolve_with_management,
 )
-from servestate.runtime.router.upstream import Origin
 
 NEVER = float("inf")
 

@@ -12,14 +12,22 @@ from typing import Protocol
 import orjson
 
 from servestate.planner.access import Caller, Level, level_of
-from servestate.runtime.router import body, errors, parameters, tokens
 from servestate.runtime.router.access import Access, Visitor, permit
-from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, Document, Kind
-from servestate.runtime.router.errors import LIMITED, PERMISSION_DENIED, Failure, Refused, refused, unknown
-from servestate.runtime.router.heads import RequestHead
+from servestate.runtime.router.http import errors
+from servestate.runtime.router.http.errors import (
+    LIMITED,
+    PERMISSION_DENIED,
+    Failure,
+    Refused,
+    refused,
+    unknown,
+)
+from servestate.runtime.router.http.heads import RequestHead
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.mutex import Uncountable
-from servestate.runtime.router.rates import UNCOUNTABLE, Admission, Denied, Rates
+from servestate.runtime.router.messages import body, parameters, tokens
+from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, Document, Kind
+from servestate.runtime.router.quota.mutex import Uncountable
+from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
 from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, LiveTable, list_of_models
 

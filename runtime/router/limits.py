@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from servestate.runtime.router.egress import GLOBAL_ONLY, Egress
-from servestate.runtime.router.health import HealthPolicy
+from servestate.runtime.router.balance.health import HealthPolicy
+from servestate.runtime.router.guards.egress import GLOBAL_ONLY, Egress
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from servestate.runtime.router import tokens
-from servestate.runtime.router.counters import Counters
-from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.heads import AnswerHead
-from servestate.runtime.router.ids import REQUEST_IDS
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.http.heads import AnswerHead
+from servestate.runtime.router.http.upstream import UpstreamConnection
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.record import Record
-from servestate.runtime.router.upstream import UpstreamConnection
+from servestate.runtime.router.messages import tokens
+from servestate.runtime.router.records.counters import Counters
+from servestate.runtime.router.records.ids import REQUEST_IDS
+from servestate.runtime.router.records.record import Record
 
 if TYPE_CHECKING:  # an endpoint has its mirror, whose copies are calls of that endpoint
     from servestate.runtime.router.dispatch import Call

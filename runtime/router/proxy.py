@@ -28,17 +28,18 @@ from functools import partial
 from time import perf_counter
 from typing import Protocol
 
-from servestate.runtime.router import errors, tokens
-from servestate.runtime.router.chunked import encode
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.errors import Failure, Refused, Shape
-from servestate.runtime.router.heads import STATUS_LINES, AnswerHead
+from servestate.runtime.router.http import errors
+from servestate.runtime.router.http.chunked import encode
+from servestate.runtime.router.http.errors import Failure, Refused, Shape
+from servestate.runtime.router.http.heads import STATUS_LINES, AnswerHead
+from servestate.runtime.router.http.sse import EventStream
+from servestate.runtime.router.http.upstream import UpstreamConnection
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.record import Books, Record, Usage
+from servestate.runtime.router.messages import tokens
+from servestate.runtime.router.messages.tokens import Meter
+from servestate.runtime.router.records.record import Books, Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
-from servestate.runtime.router.sse import EventStream
-from servestate.runtime.router.tokens import Meter
-from servestate.runtime.router.upstream import UpstreamConnection
 
 _REQUEST_ID = b"x-request-id: "
 _CONTENT_LENGTH = b"\r\nContent-Length: "

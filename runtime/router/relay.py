@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 
-from servestate.runtime.router import errors
-from servestate.runtime.router.chunked import encode
-from servestate.runtime.router.errors import Failure
-from servestate.runtime.router.heads import BODILESS, STATUS_LINES, AnswerHead, RequestHead
+from servestate.runtime.router.http import errors
+from servestate.runtime.router.http.chunked import encode
+from servestate.runtime.router.http.errors import Failure
+from servestate.runtime.router.http.heads import BODILESS, STATUS_LINES, AnswerHead, RequestHead
+from servestate.runtime.router.http.upstream import Origin, UpstreamConnection
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.proxy import Client
-from servestate.runtime.router.upstream import Origin, UpstreamConnection
 
 
 def request_bytes(head: RequestHead, body: bytes, peer: bytes, request_id: bytes) -> bytes:

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from servestate.runtime.router.body import CHAT, COMPLETION, EMBEDDING, Kind
-from servestate.runtime.router.errors import Shape
+from servestate.runtime.router.http.errors import Shape
+from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING, Kind
 
 _NAME = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-]{1,128}")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")

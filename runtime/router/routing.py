@@ -17,18 +17,18 @@ import orjson
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, RoutingTable, Sticky
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
-from servestate.runtime.router import pick
-from servestate.runtime.router.body import KINDS, Kind
-from servestate.runtime.router.counters import Counters
-from servestate.runtime.router.guards import LiveGuard
-from servestate.runtime.router.health import Health, HealthPolicy
+from servestate.runtime.router.balance import pick
+from servestate.runtime.router.balance.health import Health, HealthPolicy
+from servestate.runtime.router.balance.pick import Draws, Split, split_of
+from servestate.runtime.router.balance.replicas import Replicas
+from servestate.runtime.router.guards.guard import LiveGuard
+from servestate.runtime.router.http.upstream import Origin, TcpOrigin
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.memory import Memory
+from servestate.runtime.router.messages.body import KINDS, Kind
 from servestate.runtime.router.mirror import LiveMirror
-from servestate.runtime.router.pick import Draws, Split, split_of
-from servestate.runtime.router.rates import Rates
-from servestate.runtime.router.replicas import Replicas
-from servestate.runtime.router.upstream import Origin, TcpOrigin
+from servestate.runtime.router.quota.memory import Memory
+from servestate.runtime.router.quota.rates import Rates
+from servestate.runtime.router.records.counters import Counters
 
 _SENDABLE = re.compile(r"[\t -~]*")
 

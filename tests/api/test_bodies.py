@@ -10,7 +10,7 @@ import pytest
 
 from servestate.runtime.api.call import Row
 from servestate.runtime.api.routes import ROWS
-from servestate.runtime.router.errors import NEVER_SAID
+from servestate.runtime.router.http.errors import NEVER_SAID
 from tests.api.callers import ADMIN
 from tests.api.guarded import API, Guarded
 from tests.api.test_rows import target

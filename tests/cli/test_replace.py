@@ -181,7 +181,7 @@ def _worker(router: Conversation) -> int:
     """One of the workers; the controller is a child as well."""
     children = Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children").read_text().split()
     for pid in map(int, children):
-        if b"servestate.runtime.router.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"servestate.runtime.router.process.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     raise AssertionError("it has no worker")
 

@@ -17,11 +17,11 @@ import pytest
 from servestate.planner.table import Traffic
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router import Router, RouterConfig
-from servestate.runtime.router.access_log import AccessLog
-from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
-from servestate.runtime.router.listen import open_all
+from servestate.runtime.router.process.listen import open_all
 from servestate.runtime.router.proxy import Exchange
-from servestate.runtime.router.record import Record
+from servestate.runtime.router.records.access_log import AccessLog
+from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
+from servestate.runtime.router.records.record import Record
 from tests.cli.harness import free_port, until
 from tests.load.book import Book
 from tests.load.clients import Crowd

@@ -13,8 +13,8 @@ from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.keyring import Keyring, write_keyring
 from servestate.runtime.router import Limits, Router, RouterConfig
-from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
-from servestate.runtime.router.listen import open_all
+from servestate.runtime.router.process.listen import open_all
+from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
 from tests.router.rig import QUICK, Rig, until, write_table
 
 

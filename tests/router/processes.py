@@ -25,7 +25,7 @@ import json, os, resource, sys
 from pathlib import Path
 from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.router import Limits, RouterConfig, run
-from servestate.runtime.router.tls import TlsFiles
+from servestate.runtime.router.process.tls import TlsFiles
 folder = Path(sys.argv[1])
 given = json.loads(sys.argv[2])
 if "files" in given:

@@ -7,9 +7,9 @@ from typing import Any
 from servestate.planner.access import Caller
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Payloads, RoutingTable
 from servestate.providers.secrets import EnvSecrets, Secrets
-from servestate.runtime.router.body import CHAT
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.record import Record
+from servestate.runtime.router.messages.body import CHAT
+from servestate.runtime.router.records.record import Record
 from servestate.runtime.router.routing import LiveTable, Registry
 
 

@@ -21,10 +21,10 @@ from servestate.planner.table_file import encode
 from servestate.providers.secrets import EnvSecrets, Secret
 from servestate.runtime.keyring import Keyring, keyring_of, write_keyring
 from servestate.runtime.router import Limits, Router, RouterConfig
-from servestate.runtime.router.exposition import expose
-from servestate.runtime.router.listen import control_socket, open_all
-from servestate.runtime.router.service import Service
-from servestate.runtime.router.status import ControlConnection
+from servestate.runtime.router.process.listen import control_socket, open_all
+from servestate.runtime.router.process.service import Service
+from servestate.runtime.router.process.status import ControlConnection
+from servestate.runtime.router.records.exposition import expose
 
 QUICK = Limits(tick_s=0.01, table_poll_s=0.01)
 CHAT = b'{"model":"chat-ep","messages":[{"role":"user","content":"hi"}]}'

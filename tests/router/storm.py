@@ -18,10 +18,10 @@ from typing import Any
 
 from servestate.planner.access import Caller
 from servestate.planner.table import Limit
-from servestate.runtime.router.memory import Memory
-from servestate.runtime.router.mutex import Mutex, Uncountable
-from servestate.runtime.router.rates import Admission, Rates
-from servestate.runtime.router.windows import Window
+from servestate.runtime.router.quota.memory import Memory
+from servestate.runtime.router.quota.mutex import Mutex, Uncountable
+from servestate.runtime.router.quota.rates import Admission, Rates
+from servestate.runtime.router.quota.windows import Window
 
 
 def main(asked: dict[str, Any]) -> None:

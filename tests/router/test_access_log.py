@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.access import Caller, Kind
-from servestate.runtime.router.access_log import AccessLog, rfc3339, trace_id
-from servestate.runtime.router.keeping import AccessLogConfig
-from servestate.runtime.router.record import Record, Usage
+from servestate.runtime.router.records.access_log import AccessLog, rfc3339, trace_id
+from servestate.runtime.router.records.keeping import AccessLogConfig
+from servestate.runtime.router.records.record import Record, Usage
 from tests.router.records import live, recorded
 
 

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.body import CHAT, CUSTOM, check_task, kind_of, model_of, parse, rewrite
-from servestate.runtime.router.errors import Refused
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.messages.body import (
+    CHAT,
+    CUSTOM,
+    check_task,
+    kind_of,
+    model_of,
+    parse,
+    rewrite,
+)
 
 TEXT = st.text(max_size=8) | st.sampled_from(["model", '"model"', '\\"model', "mod\u00e9l", "usage_context"])
 VALUES = st.recursive(

@@ -12,10 +12,10 @@ import pytest
 
 from servestate.planner.table import Backend, Credential, RoutingTable
 from servestate.providers.secrets import EnvSecrets, Secrets
-from servestate.runtime.router.books import Books
-from servestate.runtime.router.exposition import expose
-from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
-from servestate.runtime.router.record import Usage
+from servestate.runtime.router.records.books import Books
+from servestate.runtime.router.records.exposition import expose
+from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
+from servestate.runtime.router.records.record import Usage
 from servestate.runtime.router.routing import LiveTable
 from tests.router.records import PAYLOADS, live, recorded, registry, routes
 

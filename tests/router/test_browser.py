@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from servestate.runtime.router import browser
-from servestate.runtime.router.browser import own_names
+from servestate.runtime.router.http import browser
+from servestate.runtime.router.http.browser import own_names
 from tests.router import rig
 from tests.router.rig import CHAT, Rig, ask, request, serving
 from tests.router.upstreams import Upstream, entity, table

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.budget import Budget
+from servestate.runtime.router.quota.budget import Budget
 from tests.router import rig
 from tests.router.rig import QUICK, ask, read_answer, request, serving
 from tests.router.upstreams import Upstream, entity, table

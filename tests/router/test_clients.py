@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from servestate.runtime.router import upstream
+from servestate.runtime.router.http import upstream
 from tests.router import rig
 from tests.router.rig import ask, request, serving
 from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table

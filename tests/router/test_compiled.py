@@ -30,7 +30,7 @@ def test_the_compiled_router_passes_the_same_tests(tmp_path: Path) -> None:
         text=True,
     )
     assert built.returncode == 0, built.stderr[-4000:]
-    compiled = list((tmp_path / "runtime" / "router").glob("*.so"))
+    compiled = list((tmp_path / "runtime" / "router").rglob("*.so"))
     assert len(compiled) >= 20
     found = os.pathsep.join((str(tmp_path / ".typing"), str(tmp_path)))
     command = [sys.executable, "-m", "pytest", "-m", "not slow", "-k", "not notices", "tests/router"]

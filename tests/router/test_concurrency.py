@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Guard, Limit, RoutingTable, Traffic
-from servestate.runtime.router.rates import Admission
+from servestate.runtime.router.quota.rates import Admission
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import Rig, ask, read_answer, request, serving, until

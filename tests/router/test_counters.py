@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
-from servestate.runtime.router.counters import BOUNDS_MS, Counters
+from servestate.runtime.router.records.counters import BOUNDS_MS, Counters
 from tests.router import rig
 from tests.router.rig import QUICK, Rig, ask, request, serving
 from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table

@@ -22,8 +22,8 @@ from servestate.planner.table import Credential
 from servestate.providers.external import ExternalProvider
 from servestate.providers.protocol import Marks, PermanentError
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import egress
-from servestate.runtime.router.egress import GLOBAL_ONLY, Egress, Forbidden, check_address, connect
+from servestate.runtime.router.guards import egress
+from servestate.runtime.router.guards.egress import GLOBAL_ONLY, Egress, Forbidden, check_address, connect
 from tests.router.rig import QUICK, Rig, ask, request, run, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, says, table
 

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from servestate.runtime.router import proxy, upstream
+from servestate.runtime.router import proxy
+from servestate.runtime.router.http import upstream
 from tests.router import rig
 from tests.router.rig import Rig, read_answer, request, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, table

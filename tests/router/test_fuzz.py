@@ -19,10 +19,10 @@ from typing import TypeVar
 import h11
 import pytest
 
-from servestate.runtime.router import http1
-from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.heads import BadAnswer, RequestHead
-from servestate.runtime.router.http1 import AnswerReader, RequestReader
+from servestate.runtime.router.http import http1
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.http.heads import BadAnswer, RequestHead
+from servestate.runtime.router.http.http1 import AnswerReader, RequestReader
 from servestate.runtime.router.limits import Limits
 from tests.router import mutator
 

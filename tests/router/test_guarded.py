@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Guard, Limit, Mirror, RoutingTable, Traffic
-from servestate.runtime.router.exposition import expose
-from servestate.runtime.router.guards import LiveGuard
+from servestate.runtime.router.guards.guard import LiveGuard
+from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Rig, ask, read_answer, request, serving, until

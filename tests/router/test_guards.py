@@ -16,10 +16,10 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from servestate.planner.table import Guard
-from servestate.runtime.router import pii
-from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, Kind
-from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.guards import LiveGuard
+from servestate.runtime.router.guards import pii
+from servestate.runtime.router.guards.guard import LiveGuard
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, Kind
 from tests.router.rig import run
 from tests.router.upstreams import Upstream, answer, says
 
@@ -146,7 +146,7 @@ def test_what_is_no_text_is_refused(kind: Kind, body: Any) -> None:
 
 
 def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servestate.runtime.router.guards._TEXT_CHARACTERS", 1000)
+    monkeypatch.setattr("servestate.runtime.router.guards.guard._TEXT_CHARACTERS", 1000)
     sent(WORDS, CHAT, chat("a" * 700))
     for contents in (["a" * 1001], ["a" * 480, "b" * 480], [""] * 30):
         with pytest.raises(Refused) as refused:
@@ -520,7 +520,7 @@ def test_the_openai_types_read_what_was_rebuilt(words: list[str], data: st.DataO
 
 def test_the_tests_see_a_guard_that_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pii.Detector, "find", lambda *_: [])
-    monkeypatch.setattr("servestate.runtime.router.guards.folded", lambda text: "")
+    monkeypatch.setattr("servestate.runtime.router.guards.guard.folded", lambda text: "")
     blind = LiveGuard(Guard((), "BLOCK"))
     for kind, body in PRIVATE:
         sent(blind, kind, body)

@@ -14,9 +14,9 @@ import pytest
 
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Limit
-from servestate.runtime.router.handover import path_beside, predecessor_of
-from servestate.runtime.router.listen import Sockets
-from servestate.runtime.router.server import Router
+from servestate.runtime.router.process.handover import path_beside, predecessor_of
+from servestate.runtime.router.process.listen import Sockets
+from servestate.runtime.router.process.server import Router
 from servestate.runtime.router_link import ControlSocket
 from tests.router import rig
 from tests.router.processes import Process, launched, load, status, when

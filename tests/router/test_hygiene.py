@@ -10,7 +10,7 @@ import pytest
 
 from servestate.planner.table import Backend, Credential, EntityRoute
 from servestate.planner.table_file import decode, encode
-from servestate.runtime.router.headers import TO_CLIENT
+from servestate.runtime.router.http.headers import TO_CLIENT
 from tests.router import rig
 from tests.router.rig import CHAT, ask, request, serving
 from tests.router.upstreams import Upstream, answer, entity, says, table

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from servestate.planner.table import Limit, RoutingTable
-from servestate.runtime.router.rates import Admission, Rates
+from servestate.runtime.router.quota.rates import Admission, Rates
 from tests.router import rig
 from tests.router.rig import CHAT, Rig, ask, bearer, request, serving
 from tests.router.upstreams import Upstream, entity, table

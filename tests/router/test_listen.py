@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from servestate.planner.diagnostics import InvalidInput
-from servestate.runtime.router import listen
-from servestate.runtime.router.listen import Sockets, control_socket, open_all, open_listener, url_of
+from servestate.runtime.router.process import listen
+from servestate.runtime.router.process.listen import Sockets, control_socket, open_all, open_listener, url_of
 from tests.router import rig
 from tests.router.processes import Process, launched
 from tests.router.rig import bounded, read_answer, request, write_table

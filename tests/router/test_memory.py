@@ -19,8 +19,8 @@ import pytest
 
 from servestate.planner.access import Caller
 from servestate.planner.table import Limit
-from servestate.runtime.router import memory as memory_module
-from servestate.runtime.router.memory import (
+from servestate.runtime.router.quota import memory as memory_module
+from servestate.runtime.router.quota.memory import (
     COLUMNS,
     ENTRIES,
     HEAD,
@@ -30,9 +30,9 @@ from servestate.runtime.router.memory import (
     TOTAL,
     Memory,
 )
-from servestate.runtime.router.mutex import PATIENCE_S, Mutex, Uncountable
-from servestate.runtime.router.rates import UNCOUNTABLE, Admission, Denied, Rates
-from servestate.runtime.router.windows import Gauge, Window
+from servestate.runtime.router.quota.mutex import PATIENCE_S, Mutex, Uncountable
+from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
+from servestate.runtime.router.quota.windows import Gauge, Window
 
 STORM = Path(__file__).with_name("storm.py")
 SPEED = 30.0
@@ -375,7 +375,7 @@ def stuck(memory: Memory) -> subprocess.Popen[str]:
     """A worker that took the lock and does not give it back."""
     assert memory.fd is not None
     source = (
-        "import sys, time; from servestate.runtime.router.memory import Memory; "
+        "import sys, time; from servestate.runtime.router.quota.memory import Memory; "
         f"Memory.attach({memory.fd}, 3).enter(time.monotonic()); print('taken', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(

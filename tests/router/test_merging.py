@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from servestate.runtime.router.families import FAMILIES
-from servestate.runtime.router.merging import NOTHING, Past, merged, with_predecessor
-from servestate.runtime.router.metrics import merge
+from servestate.runtime.router.process.merging import NOTHING, Past, merged, with_predecessor
+from servestate.runtime.router.records.families import FAMILIES
+from servestate.runtime.router.records.metrics import merge
 
 
 def counted(assigned: int, inflight: int = 0, weight: int = 90) -> dict[str, Any]:

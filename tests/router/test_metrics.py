@@ -9,11 +9,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from servestate.planner.table import EntityRoute, Traffic
-from servestate.runtime.router.body import CUSTOM, EMBEDDING
-from servestate.runtime.router.exposition import expose
-from servestate.runtime.router.families import FAMILIES, Snapshot
-from servestate.runtime.router.metrics import Metrics, merge, reason_of
-from servestate.runtime.router.record import Usage
+from servestate.runtime.router.messages.body import CUSTOM, EMBEDDING
+from servestate.runtime.router.records.exposition import expose
+from servestate.runtime.router.records.families import FAMILIES, Snapshot
+from servestate.runtime.router.records.metrics import Metrics, merge, reason_of
+from servestate.runtime.router.records.record import Usage
 from servestate.runtime.router.routing import LiveTable
 from tests.router.records import live, recorded, registry, routes
 

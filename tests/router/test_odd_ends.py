@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from servestate.planner.table import Limit, Traffic
-from servestate.runtime.router.body import CHAT as CHAT_KIND
-from servestate.runtime.router.tokens import prefix_of, prompt_estimate, usage_in
+from servestate.runtime.router.messages.body import CHAT as CHAT_KIND
+from servestate.runtime.router.messages.tokens import prefix_of, prompt_estimate, usage_in
 from tests.router import rig
 from tests.router.rig import QUICK, ask, read_answer, request, serving
 from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table

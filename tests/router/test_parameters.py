@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, parse, without
-from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.parameters import check, merged
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, parse, without
+from servestate.runtime.router.messages.parameters import check, merged
 from tests.router import rig
 from tests.router.rig import ask, request, serving
 from tests.router.upstreams import Upstream, entity, table

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from servestate.runtime.router import client
-from servestate.runtime.router.errors import Shape
+from servestate.runtime.router.http.errors import Shape
 from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, resolve
 from tests.router import rig
 from tests.router.rig import CHAT, read_answer, serving

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Payloads
-from servestate.runtime.router import parquet, payloads
-from servestate.runtime.router.aggregation import aggregated
-from servestate.runtime.router.payloads import Entry, ParquetTable, PayloadLogs, row
-from servestate.runtime.router.record import Record
-from servestate.runtime.router.redaction import Redaction
-from servestate.runtime.router.rotation import Rotation
+from servestate.runtime.router.records import parquet, payloads
+from servestate.runtime.router.records.aggregation import aggregated
+from servestate.runtime.router.records.payloads import Entry, ParquetTable, PayloadLogs, row
+from servestate.runtime.router.records.record import Record
+from servestate.runtime.router.records.redaction import Redaction
+from servestate.runtime.router.records.rotation import Rotation
 from tests.router.records import PAYLOADS, live, recorded, routes
 
 TABLE = live(routes(payloads=PAYLOADS))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servestate.planner.table import Sticky, Traffic
-from servestate.runtime.router.pick import Exact, Split, cycle, split_of
+from servestate.runtime.router.balance.pick import Exact, Split, cycle, split_of
 
 WEIGHTS = st.lists(st.integers(0, 100), min_size=1, max_size=10).filter(lambda w: sum(w) > 0)
 SPLITS = [(90, 10), (1, 99), (33, 33, 34), (0, 100)]

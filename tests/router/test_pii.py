@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.pii import Detector, Effort, TooMuch
-from servestate.runtime.router.plain import Places, folded, plain
+from servestate.runtime.router.guards.pii import Detector, Effort, TooMuch
+from servestate.runtime.router.guards.plain import Places, folded, plain
 
 DETECTOR = Detector()
 

@@ -12,9 +12,9 @@ import pytest
 
 from servestate.planner.table import Backend, EntityRoute, RoutingTable
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router.health import HEALTH, Ejected, Health, HealthPolicy
+from servestate.runtime.router.balance.health import HEALTH, Ejected, Health, HealthPolicy
+from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.prober import Prober
 from servestate.runtime.router.routing import LiveTable, Registry
 from tests.router.rig import run, until
 from tests.router.upstreams import Received, Script, Upstream, answer, chunk, says, table

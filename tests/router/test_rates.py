@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from servestate.planner.access import Caller, Kind
 from servestate.planner.table import Limit
-from servestate.runtime.router import memory as memory_module
-from servestate.runtime.router import windows
-from servestate.runtime.router.memory import MOST_ENTRIES, Memory
-from servestate.runtime.router.rates import Admission, Denied, Rates
-from servestate.runtime.router.windows import Window
+from servestate.runtime.router.quota import memory as memory_module
+from servestate.runtime.router.quota import windows
+from servestate.runtime.router.quota.memory import MOST_ENTRIES, Memory
+from servestate.runtime.router.quota.rates import Admission, Denied, Rates
+from servestate.runtime.router.quota.windows import Window
 
 ANN, BOB = Caller("ann"), Caller("bob", groups=frozenset({"ops", "all"}))
 ROBOT = Caller("ann", Kind.SERVICE_PRINCIPAL)

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from servestate.runtime.router.errors import Refused
-from servestate.runtime.router.heads import BadAnswer
-from servestate.runtime.router.http1 import AnswerReader, RequestReader
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.http.heads import BadAnswer
+from servestate.runtime.router.http.http1 import AnswerReader, RequestReader
 from servestate.runtime.router.limits import Limits
 
 READ_BYTES = 256_000

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.health import Health, HealthPolicy, Trial
-from servestate.runtime.router.replicas import PREFIX_BYTES, Replicas
+from servestate.runtime.router.balance.health import Health, HealthPolicy, Trial
+from servestate.runtime.router.balance.replicas import PREFIX_BYTES, Replicas
 
 NOW = 1000.0
 SPREAD = 4  # standard deviations that a random share may be off

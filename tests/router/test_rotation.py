@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servestate.runtime.router.rotation import RotatingFile, Rotation, of_worker
-from servestate.runtime.router.writer import Lines, Writer
+from servestate.runtime.router.records.rotation import RotatingFile, Rotation, of_worker
+from servestate.runtime.router.records.writer import Lines, Writer
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -276,7 +276,7 @@ STORM = """
 import sys, time
 from collections import deque
 from pathlib import Path
-from servestate.runtime.router.rotation import RotatingFile, Rotation
+from servestate.runtime.router.records.rotation import RotatingFile, Rotation
 file = RotatingFile(Path(sys.argv[1]), Rotation(100_000, keep=100_000))
 number = 0
 while True:

@@ -9,7 +9,7 @@ import httptools
 import pytest
 
 from servestate.planner.table import RoutingTable
-from servestate.runtime.router import heads, http1
+from servestate.runtime.router.http import heads, http1
 from tests.router import rig
 from tests.router.corpus import Case, cases
 from tests.router.rig import QUICK, Rig, read_answer, request, serving

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import RoutingTable, Sticky, Traffic
-from servestate.runtime.router.pick import Sticky as StickySplit
+from servestate.runtime.router.balance.pick import Sticky as StickySplit
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import CHAT, Rig, bearer, read_answer, request, serving, until

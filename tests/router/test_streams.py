@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.chunked import LAST, BadChunk, Decoder, encode
-from servestate.runtime.router.sse import EventStream
+from servestate.runtime.router.http.chunked import LAST, BadChunk, Decoder, encode
+from servestate.runtime.router.http.sse import EventStream
 
 LINES = st.lists(
     st.sampled_from(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Limit, RoutingTable, Traffic
-from servestate.runtime.router.tokens import Meter
+from servestate.runtime.router.messages.tokens import Meter
 from tests.router import rig
 from tests.router.kept import keeping
 from tests.router.leftovers import nothing_is_left

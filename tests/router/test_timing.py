@@ -15,7 +15,7 @@ import pytest
 
 from servestate.runtime.keyring import Keyring, write_keyring
 from servestate.runtime.router.access import Access
-from servestate.runtime.router.errors import UNAUTHENTICATED, Refused, refused
+from servestate.runtime.router.http.errors import UNAUTHENTICATED, Refused, refused
 from tests.router import rig
 
 TRIALS = 20_000

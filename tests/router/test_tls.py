@@ -14,8 +14,8 @@ import pytest
 
 from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router import RouterConfig
-from servestate.runtime.router.service import Service
-from servestate.runtime.router.tls import Certificate, TlsFiles
+from servestate.runtime.router.process.service import Service
+from servestate.runtime.router.process.tls import Certificate, TlsFiles
 from tests.router import rig
 from tests.router.processes import launched, load, status, when
 from tests.router.rig import QUICK, Answer, bounded, read_answer, request, write_table

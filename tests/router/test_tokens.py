@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.body import CHAT, COMPLETION, EMBEDDING
-from servestate.runtime.router.record import Usage
-from servestate.runtime.router.tokens import (
+from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING
+from servestate.runtime.router.messages.tokens import (
     UNBOUNDED_COMPLETION,
     Meter,
     asking_usage,
@@ -20,6 +19,7 @@ from servestate.runtime.router.tokens import (
     reservation,
     usage_in,
 )
+from servestate.runtime.router.records.record import Usage
 
 USAGE = b'"usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}'
 LAST = b'data: {"id":"x","choices":[],%b}\n\n' % USAGE

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from servestate.planner.diagnostics import InvalidInput
-from servestate.runtime.router.record import Record, Usage
-from servestate.runtime.router.traces import Traces
+from servestate.runtime.router.records.record import Record, Usage
+from servestate.runtime.router.records.traces import Traces
 from tests.router.records import live, recorded
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from servestate.planner.access import Caller
-from servestate.runtime.router.record import Usage
-from servestate.runtime.router.rotation import Rotation
-from servestate.runtime.router.usage import OTHERS, UsageLog
+from servestate.runtime.router.records.record import Usage
+from servestate.runtime.router.records.rotation import Rotation
+from servestate.runtime.router.records.usage import OTHERS, UsageLog
 from tests.router.records import live, recorded, routes
 
 

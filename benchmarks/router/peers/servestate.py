@@ -18,7 +18,7 @@ from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Limit
 from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.keyring import keyring_of, write_keyring
 from servestate.runtime.router import RouterConfig, run
-from servestate.runtime.router.keeping import AccessLogConfig, BooksConfig
+from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.table_file import write_table
 
 ENDPOINT, TOKEN, USER = "multi-model", "bench-token", "bench"

@@ -1,0 +1,1 @@
+"""What requests and answers of models say: kinds of bodies, their parameters, tokens."""

@@ -1,0 +1,1 @@
+"""The router as processes: listeners, TLS, workers, handing over, control socket."""

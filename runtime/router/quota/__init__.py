@@ -1,0 +1,1 @@
+"""Limits of calls, tokens and memory, exact over all workers."""

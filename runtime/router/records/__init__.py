@@ -1,0 +1,1 @@
+"""What became of requests: metrics, access log, usage, inference tables, traces."""
