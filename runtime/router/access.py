@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Final
 
 from servestate.planner.access import Caller, Level, level_of
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
@@ -17,10 +18,10 @@ from servestate.runtime.router.http.errors import PERMISSION_DENIED, UNAUTHENTIC
 from servestate.runtime.router.records.stamps import reason, stamp_after, stamp_of
 from servestate.runtime.router.routing import LiveEndpoint
 
-_KNOWN_FOR_S = 1.0
+_KNOWN_FOR_S: Final = 1.0
 """How long a token, once checked, is taken without another look: it may expire in the meantime."""
-_KNOWN = 4096
-_KNOWN_BYTES = 512  # a longer one is checked each time: what strangers send must not fill the memory
+_KNOWN: Final = 4096
+_KNOWN_BYTES: Final = 512  # a longer one is checked each time: what strangers send must not fill the memory
 
 
 class Visitor:

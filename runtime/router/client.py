@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import orjson
 
@@ -40,9 +40,9 @@ from servestate.runtime.router.routes import (
     resolve_with_management,
 )
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
-_QUERIES = (OpenAICall, Invocation)
+_QUERIES: Final = (OpenAICall, Invocation)
 
 
 class Desk(dispatch.Desk, Protocol):
@@ -71,9 +71,13 @@ class Management:
     names: frozenset[str]
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
     """One client's socket. `deadline` is when `expire` is due, on the loop's clock. `management` is None on
-    the listener that has only the models."""
+    the listener that has only the models.
+
+    An `asyncio.Protocol` by its methods. It does not inherit from it: a class that does cannot be compiled
+    to more than methods, and each of its attributes would be looked up by name.
+    """
 
     __slots__ = (
         "_ahead",

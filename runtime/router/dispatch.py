@@ -7,7 +7,7 @@ what, `choose` counts it against the limits and gives it its entity.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 import orjson
 
@@ -31,7 +31,7 @@ from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
 from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, LiveTable, list_of_models
 
-_ENTITY_FIELD = b"x-servestate-entity"
+_ENTITY_FIELD: Final = b"x-servestate-entity"
 
 
 class Desk(Protocol):

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from servestate.runtime.router.http.errors import Refused
 from servestate.runtime.router.http.heads import AnswerHead
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # an endpoint has its mirror, whose copies are calls of that 
     from servestate.runtime.router.proxy import Desk
     from servestate.runtime.router.routing import LiveBackend, LiveEntity
 
-_TAIL_BYTES = 4096
+_TAIL_BYTES: Final = 4096
 
 
 class LiveMirror:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Final, Protocol
 
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.http import errors
@@ -41,9 +41,8 @@ from servestate.runtime.router.messages.tokens import Meter
 from servestate.runtime.router.records.record import Books, Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
 
-_REQUEST_ID = b"x-request-id: "
-_CONTENT_LENGTH = b"\r\nContent-Length: "
-_TRACEPARENT = b"traceparent: "
+_REQUEST_ID: Final = b"x-request-id: "
+_CONTENT_LENGTH: Final = b"\r\nContent-Length: "
 
 
 def _measures(attempts: int, queue_ms: int, own_us: int) -> bytes:
@@ -53,7 +52,7 @@ def _measures(attempts: int, queue_ms: int, own_us: int) -> bytes:
     )
 
 
-_MEASURES = [_measures(1, 0, own_us) for own_us in range(1000)]
+_MEASURES: Final = [_measures(1, 0, own_us) for own_us in range(1000)]
 """Of requests that were answered at once, by the microseconds that were ours."""
 
 
@@ -116,8 +115,13 @@ class Phase(Enum):
 
 
 # As globals: the look-up through the class costs more than the comparison.
-_CONNECTING, _WAITING, _COLLECTING = Phase.CONNECTING, Phase.WAITING, Phase.COLLECTING
-_PAUSING, _GUARDING, _RELAYING, _ENDED = Phase.PAUSING, Phase.GUARDING, Phase.RELAYING, Phase.ENDED
+_CONNECTING: Final = Phase.CONNECTING
+_WAITING: Final = Phase.WAITING
+_COLLECTING: Final = Phase.COLLECTING
+_PAUSING: Final = Phase.PAUSING
+_GUARDING: Final = Phase.GUARDING
+_RELAYING: Final = Phase.RELAYING
+_ENDED: Final = Phase.ENDED
 
 
 class Exchange:
@@ -207,8 +211,8 @@ class Exchange:
         record, call = self._record, self._call
         record.caller = call.caller
         record.sent = len(self._body)
-        if _TRACEPARENT in self._fields:
-            record.traceparent = call.head.field(b"traceparent")
+        if call.head.traceparent:
+            record.traceparent = call.head.traceparent
         if call.kept is not None or call.endpoint.usage:
             self._take_down(call)
         self._desk.inflight += 1

@@ -10,18 +10,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from servestate.runtime.router.http.errors import Shape
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING, Kind
 
-_NAME = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-]{1,128}")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_OPENAI = {("chat", "completions"): CHAT, ("completions",): COMPLETION, ("embeddings",): EMBEDDING}
-_DISCOVERY = b"/.well-known/databricks-config"
-_METRICS = b"/metrics"
-_API_METHODS = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
-_API_SEGMENT = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-~@+:=, ]{1,256}")
-_SURFACES = {"v1": Shape.OPENAI, "serving-endpoints": Shape.SERVING}
+_NAME: Final = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-]{1,128}")
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_OPENAI: Final = {("chat", "completions"): CHAT, ("completions",): COMPLETION, ("embeddings",): EMBEDDING}
+_DISCOVERY: Final = b"/.well-known/databricks-config"
+_METRICS: Final = b"/metrics"
+_API_METHODS: Final = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
+_API_SEGMENT: Final = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-~@+:=, ]{1,256}")
+_SURFACES: Final = {"v1": Shape.OPENAI, "serving-endpoints": Shape.SERVING}
 
 
 @dataclass(frozen=True, slots=True)

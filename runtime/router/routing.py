@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from itertools import cycle, repeat
+from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
@@ -30,7 +31,7 @@ from servestate.runtime.router.quota.memory import Memory
 from servestate.runtime.router.quota.rates import Rates
 from servestate.runtime.router.records.counters import Counters
 
-_SENDABLE = re.compile(r"[\t -~]*")
+_SENDABLE: Final = re.compile(r"[\t -~]*")
 
 
 class Gauge:

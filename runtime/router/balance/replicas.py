@@ -15,15 +15,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from servestate.runtime.router.balance.health import Health
 
-PREFIX_BYTES = 256
+PREFIX_BYTES: Final = 256
 """How much of a prompt decides: beyond a system prompt's first lines it would hardly tell callers apart."""
 
-_SPILL_FACTOR = 2
-_SPILL_SLACK = 4
+_SPILL_FACTOR: Final = 2
+_SPILL_SLACK: Final = 4
 """More than so many times the mean, and so many more, in flight: another replica is as good as its cache."""
 
 

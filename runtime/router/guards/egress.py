@@ -116,7 +116,7 @@ def check_address(ip: str, allowed: Sequence[Network]) -> None:
 
 async def connect(
     loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], asyncio.Protocol],
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
     host: str,
     port: int,
     tls: ssl.SSLContext | None,

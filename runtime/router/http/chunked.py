@@ -4,19 +4,20 @@ request smuggling plays with, so the decoder says exactly which bytes are surplu
 from __future__ import annotations
 
 import re
+from typing import Final
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")
-_SIZE_SO_FAR = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?")
-_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t -~\x80-\xff]*")
-_LINE_BYTES = 1024
-_TRAILERS_BYTES = 8192
-_FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection"})
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")
+_SIZE_SO_FAR: Final = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?")
+_TRAILER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t -~\x80-\xff]*")
+_LINE_BYTES: Final = 1024
+_TRAILERS_BYTES: Final = 8192
+_FORBIDDEN_TRAILERS: Final = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection"})
 
-LAST = b"0\r\n\r\n"
+LAST: Final = b"0\r\n\r\n"
 """The last chunk and an empty trailer section."""
 
-_SIZE_LINES = [b"%x\r\n" % size for size in range(4096)]
-_SIZES = {line[:-2]: size for size, line in enumerate(_SIZE_LINES)}
+_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(4096)]
+_SIZES: Final = {line[:-2]: size for size, line in enumerate(_SIZE_LINES)}
 
 
 class BadChunk(Exception):

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-INVALID = "INVALID_PARAMETER_VALUE"
-BAD_REQUEST = "BAD_REQUEST"
-NO_SUCH_RESOURCE = "RESOURCE_DOES_NOT_EXIST"
-NO_SUCH_PATH = "ENDPOINT_NOT_FOUND"
-LIMITED = "REQUEST_LIMIT_EXCEEDED"
-UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"
-TOO_SLOW = "DEADLINE_EXCEEDED"
-BROKEN = "INTERNAL_ERROR"
-UNAUTHENTICATED = "UNAUTHENTICATED"
-PERMISSION_DENIED = "PERMISSION_DENIED"
+INVALID: Final = "INVALID_PARAMETER_VALUE"
+BAD_REQUEST: Final = "BAD_REQUEST"
+NO_SUCH_RESOURCE: Final = "RESOURCE_DOES_NOT_EXIST"
+NO_SUCH_PATH: Final = "ENDPOINT_NOT_FOUND"
+LIMITED: Final = "REQUEST_LIMIT_EXCEEDED"
+UNAVAILABLE: Final = "TEMPORARILY_UNAVAILABLE"
+TOO_SLOW: Final = "DEADLINE_EXCEEDED"
+BROKEN: Final = "INTERNAL_ERROR"
+UNAUTHENTICATED: Final = "UNAUTHENTICATED"
+PERMISSION_DENIED: Final = "PERMISSION_DENIED"
 
-_OPENAI_TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
+_OPENAI_TYPES: Final = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
 
 _UPSTREAM: dict[int, tuple[int, str]] = {
     400: (400, INVALID),
@@ -44,7 +44,7 @@ _UPSTREAM: dict[int, tuple[int, str]] = {
 """Upstream status -> what goes out. Any other 4xx is BAD_REQUEST, the rest a broken engine reply."""
 
 # The databricks SDK repeats a call whose message holds one of these, whatever its status.
-NEVER_SAID = (
+NEVER_SAID: Final = (
     "unexpected error",
     "please try again later or try a faster operation",
     "rpc token bucket limit has been exceeded",
@@ -54,7 +54,7 @@ NEVER_SAID = (
     "does not have any associated worker environments",
     "unknownworkerenvironmentexception",
 )
-_MESSAGE_CHARACTERS = 2000
+_MESSAGE_CHARACTERS: Final = 2000
 
 
 class Shape(Enum):

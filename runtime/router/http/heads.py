@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import httptools
 
@@ -23,16 +23,18 @@ from servestate.runtime.router.limits import Limits
 
 Field = tuple[bytes, bytes]
 
-_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
-_HOST = re.compile(rb"[A-Za-z0-9.\-_]+(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{0,5})?")
-_TARGET = re.compile(rb"/[!\"$-~]*")  # no fragment, no absolute form, nothing outside visible ASCII
-_VERSIONS = (b"HTTP/1.1 ", b"HTTP/1.0 ")
-BODILESS = (204, 304)
+_METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+_HOST: Final = re.compile(rb"[A-Za-z0-9.\-_]+(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{0,5})?")
+_TARGET: Final = re.compile(rb"/[!\"$-~]*")  # no fragment, no absolute form, nothing outside visible ASCII
+_VERSIONS: Final = (b"HTTP/1.1 ", b"HTTP/1.0 ")
+BODILESS: Final = (204, 304)
 """Statuses without a body, whatever length they claim."""
-_LENGTH_DIGITS = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE)
-_REPEATED_BYTES = 4096
-_SAME_SITE = (b"none", b"same-origin")
+_LENGTH_DIGITS: Final = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
+_LENGTH_FIELD: Final = re.compile(
+    rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE
+)
+_REPEATED_BYTES: Final = 4096
+_SAME_SITE: Final = (b"none", b"same-origin")
 
 STATUS_LINES: dict[int, bytes] = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus
@@ -49,7 +51,7 @@ class RequestHead:
     those that go to the management API. `length` is the body's, unless `chunked`; `keep_alive` is False on
     HTTP/1.0 always. `authorization` is empty where there is none, or more than one: nobody may choose which.
     `foreign` says that a browser sent it for another site's page, as far as browsers tell. `every` are all
-    fields, names in lower case."""
+    fields, names in lower case, and `traceparent` that one of them, empty unless it stands there once."""
 
     method: bytes
     target: bytes
@@ -64,6 +66,7 @@ class RequestHead:
     api_fields: bytes = b""
     foreign: bool = False
     every: tuple[Field, ...] = ()
+    traceparent: bytes = b""
 
     def field(self, name: bytes) -> bytes:
         """The value of `name`, which is in lower case; empty if it stands there not exactly once."""
@@ -220,6 +223,7 @@ def judge_request(raw: bytes, limits: Limits) -> RequestHead:
         api_fields=lines(fields.all, TO_API, named if authorization else named | {b"authorization"}),
         foreign=fields.foreign(),
         every=tuple(fields.all),
+        traceparent=fields.only(b"traceparent"),
     )
 
 

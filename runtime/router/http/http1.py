@@ -7,6 +7,7 @@ be told another story than we were.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from servestate.runtime.router.http.chunked import BadChunk, Decoder
 from servestate.runtime.router.http.heads import (
@@ -25,13 +26,13 @@ from servestate.runtime.router.http.heads import (
 )
 from servestate.runtime.router.limits import Limits
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
-_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_FRAMING_FACTOR = 8
+_BARE: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+_FRAMING_FACTOR: Final = 8
 """A chunk of one byte takes six; extensions would take any number, and time with them."""
-_REQUEST_LINE_EXTRA = 32  # the longest method and version with their spaces
+_REQUEST_LINE_EXTRA: Final = 32  # the longest method and version with their spaces
 
 
 class RequestReader:

@@ -6,9 +6,11 @@ always stops at a line's end, where an error event can follow, and no character 
 
 from __future__ import annotations
 
+from typing import Final
+
 # Line ends to `str.splitlines`, which MLflow's client uses: inside JSON text they become escapes.
-_LINE_ENDS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
-_TAIL = 32  # bytes: enough for the end of the last event
+_LINE_ENDS: Final = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+_TAIL: Final = 32  # bytes: enough for the end of the last event
 
 
 class EventStream:

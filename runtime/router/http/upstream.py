@@ -13,12 +13,14 @@ import socket
 import ssl
 from functools import cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from servestate.runtime.router.guards import egress
 from servestate.runtime.router.http.heads import AnswerHead, BadAnswer
 from servestate.runtime.router.http.http1 import AnswerReader
 from servestate.runtime.router.limits import Limits
+
+_READ: Final = memoryview(bytearray(64 << 10))
 
 
 class Exchange(Protocol):
@@ -127,9 +129,9 @@ class TcpOrigin(Origin):
         tls = _tls_context() if self._tls else None
         if self._external:
             policy = self.limits.egress
-            await egress.connect(loop, lambda: connection, self._host, self._port, tls, policy)
+            await egress.connect(loop, connection.as_protocol, self._host, self._port, tls, policy)
             return
-        await loop.create_connection(lambda: connection, self._host, self._port, ssl=tls)
+        await loop.create_connection(connection.as_protocol, self._host, self._port, ssl=tls)
 
 
 class UnixOrigin(Origin):
@@ -142,7 +144,7 @@ class UnixOrigin(Origin):
         self._path = path
 
     async def _connect(self, connection: UpstreamConnection, loop: asyncio.AbstractEventLoop) -> None:
-        await loop.create_unix_connection(lambda: connection, str(self._path))
+        await loop.create_unix_connection(connection.as_protocol, str(self._path))
 
 
 @cache
@@ -153,8 +155,11 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One socket to an origin: idle, or busy with one exchange."""
+class UpstreamConnection:
+    """One socket to an origin: idle, or busy with one exchange.
+
+    An `asyncio.BufferedProtocol` by its methods; see `client.ClientConnection` for why it does not inherit from it.
+    """
 
     __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since")
 
@@ -166,6 +171,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._made = False
         self.idle_since = 0.0
+
+    def as_protocol(self) -> asyncio.BufferedProtocol:
+        """Itself, to be given to a loop."""
+        return cast(asyncio.BufferedProtocol, self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
@@ -213,7 +222,17 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go, for all connections the same, since they are taken out at once. A loop's
+        own buffer is four times as large, and a client that does not read is owed what one read brought."""
+        return _READ
+
+    def buffer_updated(self, count: int) -> None:
+        """So many bytes have come."""
+        self.data_received(bytes(_READ[:count]))
+
     def data_received(self, data: bytes) -> None:
+        """Bytes of an answer have come."""
         exchange = self._exchange
         if exchange is None:  # nobody asked: what comes now could only poison the next answer
             self._transport.abort()
@@ -233,6 +252,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._settle(head)
         if head is not None:
             exchange.answered(head, reader.length, payload, reader.complete)
+
+    def pause_writing(self) -> None:
+        """Nothing to do: of one request at a time, all is written at once."""
+
+    def resume_writing(self) -> None:
+        """Nothing to do."""
 
     def _settle(self, head: AnswerHead) -> None:
         """The answer is complete: back to the pool, or closed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -26,12 +26,12 @@ class Kind:
     task: str = ""
 
 
-CHAT = Kind("messages", "/v1/chat/completions", "llm/v1/chat")
-COMPLETION = Kind("prompt", "/v1/completions", "llm/v1/completions")
-EMBEDDING = Kind("input", "/v1/embeddings", "llm/v1/embeddings")
-CUSTOM = Kind("dataframe_split, dataframe_records, instances or inputs", "/invocations")
+CHAT: Final = Kind("messages", "/v1/chat/completions", "llm/v1/chat")
+COMPLETION: Final = Kind("prompt", "/v1/completions", "llm/v1/completions")
+EMBEDDING: Final = Kind("input", "/v1/embeddings", "llm/v1/embeddings")
+CUSTOM: Final = Kind("dataframe_split, dataframe_records, instances or inputs", "/invocations")
 
-KINDS = (CHAT, COMPLETION, EMBEDDING, CUSTOM)
+KINDS: Final = (CHAT, COMPLETION, EMBEDDING, CUSTOM)
 
 _BY_KEY: dict[str, Kind] = {
     "messages": CHAT,
@@ -42,13 +42,13 @@ _BY_KEY: dict[str, Kind] = {
     "instances": CUSTOM,
     "inputs": CUSTOM,
 }
-OURS = frozenset({"client_request_id", "usage_context"})
+OURS: Final = frozenset({"client_request_id", "usage_context"})
 """Keys that are for the router, not for models."""
-LLM_TASKS = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
+LLM_TASKS: Final = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
 
-_MODEL_KEY = b'"model"'
-_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
+_MODEL_KEY: Final = b'"model"'
+_MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 
 Document = dict[str, Any]
 

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING, Document, Kind, without
 from servestate.runtime.router.records.record import Usage
 
-UNBOUNDED_COMPLETION = 1024
+UNBOUNDED_COMPLETION: Final = 1024
 """Tokens that are set aside for the answer to a request that bounds its answer by nothing."""
 
-_OPTIONS = "stream_options"
-_DROPPED = frozenset({_OPTIONS})
-_TEXT_KEYS = ("content", "text", "tool_calls", "function", "arguments")
-_MOST_TOKENS = 1 << 40
+_OPTIONS: Final = "stream_options"
+_DROPPED: Final = frozenset({_OPTIONS})
+_TEXT_KEYS: Final = ("content", "text", "tool_calls", "function", "arguments")
+_MOST_TOKENS: Final = 1 << 40
 """Nobody uses more in one request; what an upstream says beyond is no number of tokens."""
-_TAIL_BYTES = 4096  # usage stands at an answer's end, with little behind it
-_USAGE = b'"usage"'
-_USAGE_OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})')
-_MODEL_TEXT = re.compile(rb'"(?:content|text|reasoning_content|arguments)"[ ]?:[ ]?"((?:[^"\\]|\\.)*)"')
-_ANSWER_MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]{1,200})"')
+_TAIL_BYTES: Final = 4096  # usage stands at an answer's end, with little behind it
+_USAGE: Final = b'"usage"'
+_USAGE_OBJECT: Final = re.compile(
+    rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})'
+)
+_FLAT_USAGE: Final = re.compile(rb'"usage": ?(\{[^{}\\]*\})')
+_MODEL_TEXT: Final = re.compile(
+    rb'"(?:content|text|reasoning_content|arguments)"[ ]?:[ ]?"((?:[^"\\]|\\.)*)"'
+)
+_ANSWER_MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*"([^"\\]{1,200})"')
 
 
 def estimate(characters: int) -> int:
@@ -109,11 +114,19 @@ def usage_in(content: bytes) -> Usage | None:
     at = len(content)
     while (at := content.rfind(_USAGE, 0, at)) >= 0:
         if content[at - 1 : at] != b"\\":  # else within a text
-            match = _USAGE_OBJECT.match(content, at)
-            usage = _usage(match[1]) if match is not None else None
+            usage = _usage(_usage_object(content, at))
             if usage is not None:
                 return usage
     return None
+
+
+def _usage_object(content: bytes, at: int) -> bytes:
+    """The object that is the value of the key at that place, empty where there is none."""
+    match = _FLAT_USAGE.match(content, at)  # the most usual one needs no slow look
+    if match is not None:
+        return match[1]
+    match = _USAGE_OBJECT.match(content, at)
+    return match[1] if match is not None else b""
 
 
 def _usage(text: bytes) -> Usage | None:

@@ -155,7 +155,7 @@ class Router:
         """What a new connection is given to: one of the too many is told so, one of far too many is not."""
         if len(self.clients) >= 2 * self.limits.client_sockets:
             return _Dropped()
-        return ClientConnection(self, self._loop, management)
+        return cast(asyncio.Protocol, ClientConnection(self, self._loop, management))
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""

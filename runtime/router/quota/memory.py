@@ -20,47 +20,55 @@ from collections.abc import Callable
 from hashlib import blake2b
 from itertools import count
 from math import inf
+from typing import Final
 
 from servestate.runtime.router.quota.mutex import MUTEX_BYTES, Mutex
 
-MOST_WORKERS = 64
-WINDOWS = 32_768
+MOST_WORKERS: Final = 64
+WINDOWS: Final = 32_768
 """How many windows there are for all limits and callers; where they are used up, the one of a caller that
 was admitted last longest ago, among those near the new one, is forgotten. Untouched ones take no memory."""
-_GAUGES = 4_096
-_SEQUENCES = 16_384
+_GAUGES: Final = 4_096
+_SEQUENCES: Final = 16_384
 
 # The layout of all of it stands here, since workers of different versions may meet.
-NEEDED, EPOCH, TOTAL = 1, 2, 3
+NEEDED: Final = 1
+EPOCH: Final = 2
+TOTAL: Final = 3
 """In each row, after its owner's digest: until when it is needed, the epoch in which its sum was last made
 from its parts, and that sum."""
-HEAD, TAIL, BEGAN, ENTRIES = 4, 5, 6, 8
+HEAD: Final = 4
+TAIL: Final = 5
+BEGAN: Final = 6
+ENTRIES: Final = 8
 """In a window: the numbers of its next and its oldest entry, when the newest was begun, and the entries, each
 a time and an amount. They are kept in turn and numbered on for ever."""
-MOST_ENTRIES = 124
-COLUMNS = 4
+MOST_ENTRIES: Final = 124
+COLUMNS: Final = 4
 """In a gauge: what each worker has in flight."""
-_WINDOW_WIDTH = ENTRIES + 2 * MOST_ENTRIES
-_GAUGE_WIDTH = COLUMNS + MOST_WORKERS
-_SEQUENCE_WIDTH = 4
+_WINDOW_WIDTH: Final = ENTRIES + 2 * MOST_ENTRIES
+_GAUGE_WIDTH: Final = COLUMNS + MOST_WORKERS
+_SEQUENCE_WIDTH: Final = 4
 
-_NUMBER = 8  # bytes
-_FORMAT_AT, EPOCH_AT, _LATEST_AT = 0, 1, 2
-_LIMITS_MUTEX_AT = 8
-_DRAWS_MUTEX_AT = _LIMITS_MUTEX_AT + MUTEX_BYTES // _NUMBER
-_KEY_AT = _DRAWS_MUTEX_AT + MUTEX_BYTES // _NUMBER
-_KEY_BYTES = 16
-_SEQUENCES_START = 512
-_GAUGES_START = _SEQUENCES_START + _SEQUENCES * _SEQUENCE_WIDTH
-_WINDOWS_START = _GAUGES_START + _GAUGES * _GAUGE_WIDTH
-_BYTES = (_WINDOWS_START + WINDOWS * _WINDOW_WIDTH) * _NUMBER
-_FORMAT = 0x5E57A7E_01
+_NUMBER: Final = 8  # bytes
+_FORMAT_AT: Final = 0
+EPOCH_AT: Final = 1
+_LATEST_AT: Final = 2
+_LIMITS_MUTEX_AT: Final = 8
+_DRAWS_MUTEX_AT: Final = _LIMITS_MUTEX_AT + MUTEX_BYTES // _NUMBER
+_KEY_AT: Final = _DRAWS_MUTEX_AT + MUTEX_BYTES // _NUMBER
+_KEY_BYTES: Final = 16
+_SEQUENCES_START: Final = 512
+_GAUGES_START: Final = _SEQUENCES_START + _SEQUENCES * _SEQUENCE_WIDTH
+_WINDOWS_START: Final = _GAUGES_START + _GAUGES * _GAUGE_WIDTH
+_BYTES: Final = (_WINDOWS_START + WINDOWS * _WINDOW_WIDTH) * _NUMBER
+_FORMAT: Final = 0x5E57A7E_01
 """Changes with the layout, so that numbers of another version are never taken for ours."""
 
-_NOBODY = 0
-_FORMER = -1
+_NOBODY: Final = 0
+_FORMER: Final = -1
 """A row that changes hands: unlike one that nobody ever had, it does not end the search."""
-_REACH = 64
+_REACH: Final = 64
 """How far from its first place a row may lie."""
 
 

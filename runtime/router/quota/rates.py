@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 from servestate.planner.access import Caller, Kind
 from servestate.planner.table import Limit
@@ -16,11 +17,11 @@ from servestate.runtime.router.quota.memory import Memory
 from servestate.runtime.router.quota.mutex import Uncountable
 from servestate.runtime.router.quota.windows import SPAN_S, Gauge, Window
 
-CONCURRENCY = "concurrency"
-UNCOUNTABLE = "uncountable"
+CONCURRENCY: Final = "concurrency"
+UNCOUNTABLE: Final = "uncountable"
 """What `Denied.limit` says where no limit refuses, but the numbers of the limits cannot be had."""
-_KNOWN_CALLERS = 4096
-_WHOLE_SPAN = b"1m0s"
+_KNOWN_CALLERS: Final = 4096
+_WHOLE_SPAN: Final = b"1m0s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ with the time of the last: they are forgotten up to half a second late, never ea
 
 from __future__ import annotations
 
+from typing import Final
+
 from servestate.runtime.router.quota.memory import (
     BEGAN,
     COLUMNS,
@@ -22,9 +24,9 @@ from servestate.runtime.router.quota.memory import (
     Memory,
 )
 
-SPAN_S = 60.0
-_GRAIN_S = 0.5
-_ALL_S = 3600.0
+SPAN_S: Final = 60.0
+_GRAIN_S: Final = 0.5
+_ALL_S: Final = 3600.0
 """How much longer than a caller's the numbers that are not one caller's are kept, should room run out."""
 
 

@@ -138,7 +138,10 @@ class Counters:
         if record.how == "direct":
             self.direct += 1
         self.own.observe(record.own_s)
-        self.queued.observe(record.queue_s)
+        if record.queue_s:
+            self.queued.observe(record.queue_s)
+        else:
+            self.queued.counts[0] += 1
         kind = self.kinds.get(record.kind)
         if kind is None:
             kind = self.kinds[record.kind] = KindCounters()
@@ -170,9 +173,9 @@ class Counters:
             return
         tokens[0] += usage.prompt
         tokens[1] += usage.completion
-        kind.prompt.observe(usage.prompt)
+        kind.prompt.observe(float(usage.prompt))
         if usage.completion:
-            kind.completion.observe(usage.completion)
+            kind.completion.observe(float(usage.completion))
 
 
 def error_type(record: Record) -> str:

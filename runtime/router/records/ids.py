@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import count
+from typing import Final
 
 
 class _RequestIds:
@@ -17,4 +18,4 @@ class _RequestIds:
         return b"%b-%x" % (self._prefix, next(self._count))
 
 
-REQUEST_IDS = _RequestIds()
+REQUEST_IDS: Final = _RequestIds()

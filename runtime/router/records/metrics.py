@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, Kind
 from servestate.runtime.router.records.counters import Histogram, KindCounters, error_type
@@ -27,7 +27,7 @@ OPERATIONS: dict[Kind, str] = {
 """`gen_ai_operation_name` by kind of body; the last is ours, for models that are not generative."""
 
 # A reason in a sentence, as the closed set of words that labels are made of; the first that fits.
-_REASONS = (
+_REASONS: Final = (
     ("rate_limited", re.compile(r"\b429\b")),
     ("status_5xx", re.compile(r"\b5\d\d\b|\b5xx\b")),
     ("status_4xx", re.compile(r"\b4\d\d\b")),
@@ -43,7 +43,7 @@ _REASONS = (
     ("lost", re.compile(r"closed|lost|reset|broke|whole|peer|eof")),
 )
 
-_TOKEN_LABELS = (("input", "false"), ("output", "false"), ("input", "true"), ("output", "true"))
+_TOKEN_LABELS: Final = (("input", "false"), ("output", "false"), ("input", "true"), ("output", "true"))
 
 
 class Tally:

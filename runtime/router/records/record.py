@@ -6,7 +6,6 @@ loop with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -16,14 +15,25 @@ if TYPE_CHECKING:
     from servestate.runtime.router.routing import LiveEndpoint, LiveEntity
 
 
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one request. `estimated` where the model's server did not say, or was not heard to its
     end."""
 
-    prompt: int
-    completion: int
-    estimated: bool = False
+    __slots__ = ("completion", "estimated", "prompt")
+
+    def __init__(self, prompt: int, completion: int, estimated: bool = False) -> None:
+        self.prompt = prompt
+        self.completion = completion
+        self.estimated = estimated
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Usage):
+            return NotImplemented
+        return (self.prompt, self.completion, self.estimated) == (
+            other.prompt,
+            other.completion,
+            other.estimated,
+        )
 
     @property
     def total(self) -> int:
