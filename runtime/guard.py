@@ -26,6 +26,7 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.spec.site import Site
 from servestate.runtime.backoff import HEALTHY_S, Backoff
 from servestate.runtime.configuration import Options
+from servestate.runtime.file_stamps import stamp_of
 from servestate.runtime.order import Order
 from servestate.runtime.supervision import HEARTBEAT_S, supervision_path
 from servestate.runtime.workspace import Workspace
@@ -72,7 +73,7 @@ class Guard:
         self._tell = tell
         self._reread = reread
         self._site = workspace.site
-        self._table = self._table_stamp()
+        self._table = stamp_of(workspace.table_path)
         self._ending = threading.Event()
         # A daemon: a second signal ends serve at once, and the kernel then tells the controller.
         self._thread = threading.Thread(target=self._run, name=f"guard of {child.name}", daemon=True)
@@ -149,7 +150,7 @@ class Guard:
         """Whether the site that is configured is another one since routes were last moved; it is the
         controller's from then on. What is only being edited moves no route. A site with another state is
         another site's business: its router would be another one too."""
-        stamp = self._table_stamp()
+        stamp = stamp_of(self._workspace.table_path)
         if stamp == self._table:
             return False
         self._table = stamp
@@ -163,14 +164,6 @@ class Guard:
             return False
         self._site = site
         return True
-
-    def _table_stamp(self) -> tuple[int, int] | None:
-        """Another one whenever the routing table has been written, which costs no reading of it."""
-        try:
-            found = self._workspace.table_path.stat()
-        except OSError:  # somebody has removed it; the next apply or repair writes it again
-            return None
-        return found.st_ino, found.st_mtime_ns
 
     def _last_sign(self, began: float) -> float:
         assert self._child.sign is not None, "asked only of one that gives signs"
