@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from servestate.runtime.router.process.listen import Sockets
 from servestate.runtime.router.process.server import Router
 from servestate.runtime.router_link import ControlSocket
 from tests.router import rig
-from tests.router.processes import Process, launched, load, status, when
+from tests.router.processes import PROGRAM, Process, launched, load, status, when
 from tests.router.rig import Answer, bounded, read_answer, request, write_table
 from tests.router.test_tables import config
 from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
@@ -219,6 +222,53 @@ def test_a_successor_that_dies_late_finds_its_place_taken_back(
         await old.stop()
         assert not settings.control_path.exists()
         assert not path_beside(settings.control_path).exists()
+
+    rig.run(body())
+
+
+_DIES_LAST = """
+import os, signal
+from servestate.runtime.router.process.handover import Predecessor
+Predecessor.follow = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Once all its sockets are open, before it has said so."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_successor_that_was_killed_there_can_be_another(tmp_path: Path, workers: int) -> None:
+    """It leaves its sockets' files where those of the router that serves were."""
+
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                given = json.dumps({"workers": workers, "replace": True})
+                for _ in range(2):
+                    killed = await asyncio.create_subprocess_exec(
+                        sys.executable, "-c", _DIES_LAST + PROGRAM, str(tmp_path), given
+                    )
+                    assert await bounded(killed.wait(), 20) == -signal.SIGKILL
+                    told = await when(tmp_path, lambda told: told["pid"] == old.pid)
+                    assert "replacing" not in told
+                async with successor(tmp_path, workers=workers) as taking_over:
+                    new = await taking_over
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert (await ask(new.port)).status == 200
+
+    rig.run(body())
+
+
+def test_a_router_that_is_not_there_for_a_successor_is_not_replaced(tmp_path: Path) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        settings = config(tmp_path)
+        router = rig.service(settings)
+        await router.start()
+        path_beside(settings.control_path).unlink()
+        with pytest.raises(InvalidInput, match=r"SS642 .*not there for a successor"):
+            await asyncio.to_thread(predecessor_of, settings.control_path)
+        await router.stop()
 
     rig.run(body())
 
