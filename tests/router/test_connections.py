@@ -25,6 +25,7 @@ from tests.router.rig import (
     read_answer,
     request,
     serving,
+    until,
     write_table,
 )
 from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
@@ -100,21 +101,31 @@ def test_what_is_pipelined_is_bounded() -> None:
         async with Upstream(never) as up, serving(table(entity("a", 100, up.url))) as r:
             with socket.create_connection(("127.0.0.1", r.port)) as sock:
                 sock.setblocking(False)
-                sent, still = 0, 0
-                while still < 50:
-                    try:
-                        sent += sock.send(request() * 1000)
-                        still = 0
-                    except BlockingIOError:
-                        still += 1
-                        await asyncio.sleep(0.002)
+                sent = await _sent_until_refused(sock, r)
                 (held,) = r.router.clients
+                await until(lambda: len(up.received) == 1)
                 # One read of the loop may go over the bound.
                 assert len(held._ahead) <= QUICK.ahead_bytes + 262_144
                 assert sent > len(held._ahead)
                 assert len(up.received) == 1
 
     rig.run(body())
+
+
+async def _sent_until_refused(sock: socket.socket, r: Rig) -> int:
+    """Send until the router has stopped reading and what lies between is full; the bytes that went."""
+    sent = 0
+
+    def full() -> bool:
+        nonlocal sent
+        try:
+            while True:
+                sent += sock.send(request() * 1000)
+        except BlockingIOError:
+            return any(not client._transport.is_reading() for client in r.router.clients)
+
+    await until(full)
+    return sent
 
 
 def test_a_pipelined_refusal_ends_the_connection_after_the_answers_before_it() -> None:
