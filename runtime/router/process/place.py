@@ -33,7 +33,7 @@ class _Gone(Exception):
 class Place:
     """A process that is started here again and again. `state` is `starting`, `ready`, or `down` where none
     runs and none is started; `number` is its own in the shared memory. `prepared`: it waits to begin.
-    `unable` is why it could not be prepared."""
+    `unable` is why it could not be prepared, `end` how the last one ended, for people."""
 
     def __init__(self, config: RouterConfig, number: int, sockets: Sockets, memory: int) -> None:
         self.number = number
@@ -42,6 +42,7 @@ class Place:
         self.restarts = 0
         self.url = self.management_url = ""
         self.unable: list[Diagnostic] = []
+        self.end = ""
         self.past = Past()
         self._config = config
         self._sockets = sockets
@@ -51,16 +52,18 @@ class Place:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._ids = count(1)
         self._changed = asyncio.Event()
+        self._killed = ""  # why, where it was for its silence
         self.prepared = False
 
-    async def live(self, begin: asyncio.Event) -> str:
-        """Run a process to its end; how that came. It answers once `begin` is set."""
+    async def live(self, begin: asyncio.Event) -> None:
+        """Run a process to its end. It answers once `begin` is set."""
         try:
             process = await self._start()
         except OSError as error:
-            return f"could not be started: {error}"
+            self.end = f"could not be started: {error}"
+            return
         beginning = asyncio.create_task(self._begin(begin))
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(begin))
         try:
             await _ended(process)
         except OSError as error:  # no descriptor to watch it by: it must not run unseen
@@ -74,7 +77,8 @@ class Place:
         code = process.wait()
         self._process = None
         self._lost(self.pid)
-        return f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
+        how = f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
+        self.end = f"was killed: {self._killed}" if self._killed else how
 
     async def ask(self, what: str) -> Any:
         """Its answer; None where there is no process, and none is being started. Raises Silent."""
@@ -109,6 +113,7 @@ class Place:
     async def _start(self) -> subprocess.Popen[bytes]:
         """Raises OSError, and no process runs then."""
         self.unable = []
+        self._killed = ""
         ours, its = socketpair()
         with its:
             listening = self._sockets
@@ -136,20 +141,27 @@ class Place:
         await begin.wait()
         self.tell(begin=True)
 
-    async def _watch(self) -> None:
-        """Kill it when it gives no sign of life for long."""
-        await self.reached("ready")
-        silent_since = None
-        while True:
+    async def _watch(self, begin: asyncio.Event) -> None:
+        """Kill it when it does not get ready, or gives no sign of life, for long."""
+        patience_s = self._config.limits.worker_start_s
+        try:
+            await asyncio.wait_for(self.reached("prepared", "ready"), patience_s)
+            await begin.wait()
+            await asyncio.wait_for(self.reached("ready"), patience_s)
+        except TimeoutError:
+            self._kill_for(f"it was not ready within {patience_s:g} s")
+            return
+        answered = time.monotonic()
+        while time.monotonic() - answered < _HUNG_AFTER_S:
             await asyncio.sleep(_PULSE_S)
-            try:
+            with suppress(Silent):
                 await self.ask("pulse")
-            except Silent:
-                silent_since = silent_since or time.monotonic()
-                if time.monotonic() - silent_since > _HUNG_AFTER_S:
-                    self.kill()
-            else:
-                silent_since = None
+                answered = time.monotonic()
+        self._kill_for(f"it gave no answer for {_HUNG_AFTER_S:g} s")
+
+    def _kill_for(self, why: str) -> None:
+        self._killed = why
+        self.kill()
 
     async def _answer(self, what: str) -> Any:
         if self._link is None:

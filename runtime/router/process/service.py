@@ -74,8 +74,9 @@ async def serve(
         loop.add_signal_handler(number, ending.signalled)
     try:
         predecessor = predecessor_of(config.control_path) if replace else None
-        service = ending.service = Service(config, tell or (lambda line: None), ending.wanted.set)
-        await service.start(predecessor)
+        service = Service(config, tell or (lambda line: None), ending.wanted.set)
+        if not await _started(service, predecessor, ending):
+            return 0
         if on_management is not None and service.management_url:
             on_management(service.management_url)
         if on_ready is not None:
@@ -88,6 +89,22 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     return 0
+
+
+async def _started(service: Service, predecessor: Predecessor | None, ending: _Ending) -> bool:
+    """Start it; False where a signal came first, and nothing runs. Raises InvalidInput."""
+    starting = asyncio.create_task(service.start(predecessor))
+    signalled = asyncio.create_task(ending.wanted.wait())
+    await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait((starting,))
+    if starting.cancelled():
+        return False
+    starting.result()
+    ending.service = service
+    return True
 
 
 async def _alone(service: Service, on_alone: Callable[[], None]) -> None:
@@ -138,7 +155,7 @@ class Service:
 
     async def start(self, predecessor: Predecessor | None = None) -> None:
         """Answer requests, in the place of `predecessor` where there is one: it stops once this is done, and
-        knows of nothing where this raises. Raises InvalidInput."""
+        knows of nothing where this raises. Raises InvalidInput. Cancelled, it closes what it has opened."""
         config = self._config
         _raise_file_limit(config.limits)
         self._predecessor = predecessor
@@ -157,11 +174,12 @@ class Service:
             undoing.callback(self._control.close)
             await self._answering.begin()
             self._succession.open()
+            undoing.push_async_callback(self._succession.close)
+            if predecessor is not None:
+                self._succession.open_for_all = False
+                await predecessor.follow()
             undoing.pop_all()
         kept.without(self._sockets).close()  # where nobody listens any more, nobody shall wait
-        if predecessor is not None:
-            self._succession.open_for_all = False
-            await predecessor.follow()
 
     def _answerers(self, predecessor: Predecessor | None) -> _Single | Workers:
         config = self._config

@@ -4,6 +4,7 @@
 | --------------------------- | -------------------------------------------------------------------- |
 | a worker cannot be prepared | at the start: the router does not start; later: as if it had died    |
 | it dies                     | another takes its place at once, ever later if that keeps happening  |
+| it is not ready for long    | it is killed                                                         |
 | it gives no answer for long | it is killed                                                         |
 | this process dies           | the kernel kills them all                                            |
 
@@ -116,7 +117,7 @@ class Workers:
         for place in self._places:
             await place.reached(*states)
             if place.state == "down":
-                what = "a worker of the router has ended before it could answer"
+                what = f"a worker of the router could not answer: it {place.end}"
                 reasons = place.unable or [Diagnostic("SS641", what, "see what it wrote above")]
                 await self.stop()
                 raise InvalidInput(reasons)
@@ -125,14 +126,14 @@ class Workers:
         """Have a process there, always."""
         while not self._stopping.is_set():
             began = time.monotonic()
-            how = await place.live(self._begin)
+            await place.live(self._begin)
             self._memory.forget_worker(place.number)
             if self._stopping.is_set() or not self._begin.is_set():
                 break
             if time.monotonic() - began >= _SETTLED_S:
                 place.restarts = 0
             delay_s = _delay(place.restarts)
-            self._tell(_obituary(place, how, delay_s))
+            self._tell(_obituary(place, delay_s))
             if delay_s:
                 place.rest()
                 with suppress(TimeoutError):
@@ -149,10 +150,10 @@ def _delay(restarts: int) -> float:
     return min(delay_s, _LONGEST_S)
 
 
-def _obituary(place: Place, how: str, delay_s: float) -> str:
+def _obituary(place: Place, delay_s: float) -> str:
     when = f"in {delay_s:.1f} s" if delay_s else "at once"
     why = "".join(f"\n{one}" for one in place.unable)
-    return f"servestate: worker {place.number} (pid {place.pid}) {how}; it is replaced {when}{why}"
+    return f"servestate: worker {place.number} (pid {place.pid}) {place.end}; it is replaced {when}{why}"
 
 
 def _line(place: Place) -> dict[str, Any]:
