@@ -18,6 +18,7 @@ import orjson
 from servestate.runtime.router import dispatch
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.judging import Judging
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import browser, errors
 from servestate.runtime.router.http.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
 from servestate.runtime.router.http.heads import RequestHead
@@ -52,6 +53,7 @@ class Desk(dispatch.Desk, Protocol):
     inflight: int
     stopping: bool
     budget: Budget
+    guards: GuardThreads
 
     @property
     def books(self) -> Books:

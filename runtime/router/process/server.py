@@ -24,6 +24,7 @@ from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
 from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.client import ClientConnection, Management
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http.browser import own_names
 from servestate.runtime.router.http.upstream import Origin, UnixOrigin
 from servestate.runtime.router.limits import Limits
@@ -96,6 +97,7 @@ class Router:
         self.clients: set[ClientConnection] = set()
         self.inflight = 0
         self.stopping = False
+        self.guards = GuardThreads()
         self.budget = Budget(max(self.limits.buffered_bytes, self.limits.body_bytes))
         self._started = time.time()
         self._memory = memory or Memory.private()
@@ -177,6 +179,7 @@ class Router:
         for origin in self._origins():
             origin.retire()
         await asyncio.sleep(0)
+        self.guards.close()
         self.books.close()
 
     def abort(self) -> None:

@@ -91,7 +91,9 @@ FAMILIES: dict[str, Family] = {
         "counter", "Copies of requests for another entity.", ("endpoint", "entity", "outcome")
     ),
     "servestate_guarded_total": Family(
-        "counter", "Requests and answers that a guardrail refused or masked.", ("endpoint", "side", "action")
+        "counter",
+        "Requests and answers that a guardrail refused, masked or had no room for (busy).",
+        ("endpoint", "side", "action"),
     ),
     "servestate_usage_tokens_total": Family(
         "counter",
