@@ -30,6 +30,11 @@ QUICK = Limits(tick_s=0.01, table_poll_s=0.01)
 CHAT = b'{"model":"chat-ep","messages":[{"role":"user","content":"hi"}]}'
 
 
+def chat(text: str = "hi", **more: Any) -> bytes:
+    """A chat request's body with fields beyond those of `CHAT`."""
+    return json.dumps({"model": "chat-ep", "messages": [{"role": "user", "content": text}], **more}).encode()
+
+
 def run(body: Coroutine[Any, Any, None]) -> None:
     """Run a test's coroutine on the loop that the router uses."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

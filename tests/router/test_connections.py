@@ -28,7 +28,7 @@ from tests.router.rig import (
     until,
     write_table,
 )
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, says, sse_head, table
 
 EXPECT = "Expect: 100-continue\r\n"
 
@@ -95,10 +95,7 @@ def test_what_is_pipelined_is_bounded() -> None:
     """Behind a request that is never answered the router stops reading: the rest stays with the sender."""
 
     async def body() -> None:
-        async def never(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
-        async with Upstream(never) as up, serving(table(entity("a", 100, up.url))) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url))) as r:
             with socket.create_connection(("127.0.0.1", r.port)) as sock:
                 sock.setblocking(False)
                 sent = await _sent_until_refused(sock, r)

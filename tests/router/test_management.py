@@ -14,7 +14,7 @@ from servestate.runtime.router.routes import NotFound, ToManagement, resolve, re
 from tests.router import rig
 from tests.router.rig import QUICK, ask, bearer, read_answer, request, serving, write_table
 from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, hangs_up, says, table
 
 LIST = "/api/2.0/serving-endpoints"
 NOTHING = table(entity("a", 100))
@@ -217,13 +217,7 @@ def test_an_answer_that_never_comes(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "api.sock"
 
-        async def dies(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.transport.abort()
-
-        async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
-        async with Upstream(dies, path=path) as api, serving(NOTHING, api=path) as r:
+        async with Upstream(hangs_up, path=path) as api, serving(NOTHING, api=path) as r:
             got = await ask(r, call(method="POST"), r.management_port)
             assert (got.status, got.fields["servestate-retry"]) == (504, "unsafe")
             assert len(api.received) == 1
@@ -265,9 +259,6 @@ def test_what_is_no_http_and_what_breaks_off(tmp_path: Path) -> None:
 def test_a_client_that_leaves_cancels(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "api.sock"
-
-        async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
 
         async with Upstream(hangs, path=path) as api, serving(NOTHING, api=path) as r:
             _, writer = await r.connect(r.management_port)

@@ -33,6 +33,7 @@ from servestate.runtime.router.quota.memory import (
 from servestate.runtime.router.quota.mutex import PATIENCE_S, Mutex, Uncountable
 from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.quota.windows import Gauge, Window
+from tests.router.spans import most_in_a_span
 
 STORM = Path(__file__).with_name("storm.py")
 SPEED = 30.0
@@ -133,16 +134,6 @@ def fleet(memory: Memory, folder: Path) -> Iterator[Fleet]:
         for worker in started.workers:
             worker.kill()
             worker._out.close()
-
-
-def most_in_a_span(times: list[float]) -> int:
-    """How many of the times lie within less than 60 s, at most."""
-    most = first = 0
-    for last, now in enumerate(times):
-        while now - times[first] >= 60.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 # Several processes

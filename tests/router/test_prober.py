@@ -17,20 +17,12 @@ from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import LiveTable, Registry
 from tests.router.rig import run, until
-from tests.router.upstreams import Received, Script, Upstream, answer, chunk, says, table
+from tests.router.upstreams import Received, Script, Upstream, answer, chunk, hangs, hangs_up, says, table
 
 QUICK = HealthPolicy(interval_s=0.05, timeout_s=0.1, ejection_s=10.0)
 WELL = says(answer(b"ok"))
 ILL = says(answer(b"no", "503 Service Unavailable"))
 SECRETS = {"SERVESTATE_SECRET_S__K": "s3cret"}
-
-
-async def silent(request: Received, writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(3600)
-
-
-async def hangs_up(request: Received, writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()
 
 
 def of(*upstreams: Upstream, health: str = "/health", key: str = "", version: int = 1) -> RoutingTable:
@@ -188,7 +180,7 @@ def test_a_slow_server_is_ejected_only_the_third_time_in_a_row() -> None:
 
             async def slow_but_for_the_third(request: Received, writer: asyncio.StreamWriter) -> None:
                 found.append(p.health(upstream).well)
-                await (WELL if len(found) == 3 else silent)(request, writer)
+                await (WELL if len(found) == 3 else hangs)(request, writer)
 
             upstream.script = slow_but_for_the_third
             await until(lambda: not p.health(upstream).well)
@@ -260,7 +252,7 @@ def test_without_a_path_nothing_is_sent_and_nothing_is_done() -> None:
 
 def test_a_prober_that_is_stopped_leaves_nothing() -> None:
     async def body() -> None:
-        async with Upstream(silent) as upstream, probing(of(upstream)) as p:
+        async with Upstream(hangs) as upstream, probing(of(upstream)) as p:
             await until(lambda: bool(upstream.received))
             p.prober.stop()
             await until(lambda: upstream.open == 0)
