@@ -356,7 +356,7 @@ async def _held(desk: Desk, wait_s: float) -> Lock | None:
     deadline = time.monotonic() + min(wait_s, POLL_S)
     while True:
         held = await _judged(desk, store.held)
-        if held is None or held.expires <= time.time() or is_gone(held.owner):
+        if held is None or held.is_free(time.time(), is_gone):
             return None
         if time.monotonic() >= deadline:
             return held

@@ -86,7 +86,7 @@ class SqliteStore:
         lock = Lock(uuid.uuid4().hex[:12], owner, now, now + LOCK_SECONDS)
         with self._failing("write"), self._transaction() as connection:
             held = _held(connection)
-            if held is not None and held.expires > now and not self._is_gone(held.owner):
+            if held is not None and not held.is_free(now, self._is_gone):
                 raise LockHeld(held)
             row = (lock.id, json.dumps(asdict(owner)), lock.created, lock.expires)
             connection.execute("INSERT OR REPLACE INTO lock VALUES (1, ?, ?, ?, ?)", row)
