@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import resource
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http.browser import own_names
 from servestate.runtime.router.http.upstream import Origin, UnixOrigin
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.process.handshakes import TlsServer
 from servestate.runtime.router.process.listen import BACKLOG, Sockets, url_of
 from servestate.runtime.router.process.status import (
     endpoints_report,
@@ -112,6 +112,7 @@ class Router:
         self._loop: asyncio.AbstractEventLoop
         self._api: Origin | None = None
         self._servers: list[asyncio.Server] = []
+        self._tls_servers: list[TlsServer] = []
         self._empty = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.url = self.management_url = ""
@@ -145,17 +146,24 @@ class Router:
     async def _serve(
         self, connection: Callable[[], asyncio.Protocol], sockets: Iterable[socket], tls: Certificate | None
     ) -> None:
-        context: ssl.SSLContext | None = None if tls is None else tls.context
-        handshake_s = None if tls is None else self.limits.header_s
         for sock in sockets:
-            server = await self._loop.create_server(
-                connection, sock=sock, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
-            )
-            self._servers.append(server)
+            if tls is None:
+                self._servers.append(await self._loop.create_server(connection, sock=sock, backlog=BACKLOG))
+            else:
+                self._tls_servers.append(
+                    TlsServer(connection, sock, tls.context, self.limits.header_s, self._has_room)
+                )
+
+    @property
+    def _connections(self) -> int:
+        return len(self.clients) + sum(server.pending for server in self._tls_servers)
+
+    def _has_room(self) -> bool:
+        return self._connections < self.limits.client_sockets
 
     def _accepted(self, management: Management | None = None) -> asyncio.Protocol:
         """What a new connection is given to: one of the too many is told so, one of far too many is not."""
-        if len(self.clients) >= 2 * self.limits.client_sockets:
+        if self._connections >= 2 * self.limits.client_sockets:
             return _Dropped()
         return ClientConnection(self, self._loop, management)
 
@@ -164,6 +172,8 @@ class Router:
         self.stopping = True  # from now on every answer says that the connection closes
         for server in self._servers:
             server.close()
+        for tls_server in self._tls_servers:
+            tls_server.close()
         deadline = self._loop.time() + self.limits.drain_s
         for client in list(self.clients):
             if not client.idle:
@@ -186,6 +196,8 @@ class Router:
         """Close all connections at once."""
         for client in list(self.clients):
             client.abort()
+        for tls_server in self._tls_servers:
+            tls_server.abort()
 
     async def _emptied(self, within_s: float) -> None:
         if self.clients and within_s > 0:
@@ -211,7 +223,7 @@ class Router:
             "table_version": self.table.source.version,
             "table_error": self._watch.error,
             "table_copy_error": self._watch.copy_error,
-            "connections": len(self.clients),
+            "connections": self._connections,
             "endpoints": endpoints_report(self.table),
             "replicas": replicas_report(self._registry.gauges, time.monotonic()),
             "books": self.books.report(),
@@ -220,7 +232,7 @@ class Router:
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
         limited, states = limited_report(self.table), states_report(self.table, time.monotonic())
-        return self.books.snapshot(self.table, len(self.clients), limited, states)
+        return self.books.snapshot(self.table, self._connections, limited, states)
 
     def _every(self, seconds: float, name: str, work: Callable[[], None]) -> None:
         def again() -> None:
