@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from servestate.planner.spec.gateway import AiGateway
-from servestate.runtime.api import endpoints, operations, permissions, reports, shapes
+from servestate.runtime.api import commands, endpoints, permissions, reports, shapes
 from servestate.runtime.api.call import Need, Row
 from servestate.runtime.wire import PREFIX
 
@@ -182,5 +182,5 @@ ROWS: tuple[Row, ...] = (
         "This document",
         gives=shapes.Shape,
     ),
-    *operations.ROWS,
+    *commands.ROWS,
 )
