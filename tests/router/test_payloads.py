@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -55,6 +57,32 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+class Longest:
+    """How long no other thread got its turn, at most, while this is open."""
+
+    stood_still_s = 0.0
+
+    def __enter__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(0.001)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        sys.setswitchinterval(self._interval)
+
+    def _watch(self) -> None:
+        last = time.perf_counter()
+        while not self._over.is_set():
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            self.stood_still_s = max(self.stood_still_s, now - last)
+            last = now
 
 
 def test_a_row_has_the_columns_of_the_serving_api(tmp_path: Path) -> None:
@@ -233,8 +261,60 @@ def test_configured_values_are_hidden_in_every_form_and_where_the_text_was_cut()
     assert redaction.hide("text " + value[:12]) == "text " + value[:12]
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("before", ["key:\\n", "a\\tb \\t", "\\u000a", "ключ"])
+def test_a_key_begins_after_an_escaped_character_too(before: str, key: str) -> None:
+    assert Redaction().hide(before + key) == before + "***"
+
+
+PUBLIC = ('{"password":"', "Bearer ")
+
+
+@pytest.mark.parametrize(
+    "key", [*KEYS[:-1], '{"password":"0123456789abcdef', "Bearer abcdefghijklmnopqrstuvwx"]
+)
+def test_half_a_key_at_a_cut_is_hidden(key: str) -> None:
+    """Wherever the cut is, and whether or not what follows it is known."""
+    public = next((len(one) for one in PUBLIC if key.startswith(one)), 0)
+    for kept in range(max(public, 11), len(key)):
+        assert Redaction().hide(f"use {key[:kept]}", cut=True) == f"use {key[:public]}***"
+    body = f"{'x' * 500} {key} {' ' * 60_000}".encode()
+    for most in range(501 + public, 502 + len(key)):
+        found = one_row(said(answer=body), replace(PAYLOADS, max_body_bytes=most))
+        assert found["logging_error_codes"] == ["MAX_RESPONSE_SIZE_EXCEEDED"]
+        assert set(found["response"][501 + public :]) <= set("* "), "the whole key was seen"
+
+
+def test_half_of_a_short_value_at_a_cut_is_hidden() -> None:
+    redaction = Redaction(["tiger!", "a-long-configured-value"])
+    assert redaction.hide("it is tig", cut=True) == "it is ***"
+    assert redaction.hide("it is ti", cut=True) == "it is ti"
+    assert redaction.hide("it is a-long-c", cut=True) == "it is ***"
+
+
+def test_members_are_found_wherever_they_stand_in_a_long_text() -> None:
+    member = '"my_api_key" : "abc"'
+    for before in (16_360, 16_380, 16_384, 16_390, 32_768, 40_000):
+        assert Redaction().hide("x" * before + member) == "x" * before + '"my_api_key" : "***"'
+    many = f"{'x' * 1000}{member}" * 200
+    assert Redaction().hide(many) == many.replace("abc", "***")
+
+
+def test_only_what_may_be_written_is_looked_through() -> None:
+    """And never much of it at once, since the loop stands still meanwhile."""
+    body = b'{"messages":[{"role":"user","content":"' + b'say \\"hi\\" to the dog. ' * 700_000
+    longest = Longest()
+    with longest:
+        found = one_row(said(request=body))
+    assert len(found["request"]) == PAYLOADS.max_body_bytes
+    assert longest.stood_still_s < 0.05
+
+
 def test_redaction_takes_linear_time() -> None:
     for text in (
+        "eyJ-" * 200_000,
+        "\\neyJ" * 200_000,
+        "-----BEGIN PRIVATE KEY----------END " * 5_000,
         '"password":"' * 20_000,
         '"api_key":"' + '\\"' * 200_000,
         "\\" * 500_000,

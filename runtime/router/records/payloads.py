@@ -36,6 +36,9 @@ PARQUET_BYTES = 8 << 20
 _OVERHEAD_BYTES = 1024  # of a row, beside its bodies
 _GZIP = b"\x1f\x8b"
 _MOST_UNPACKED = 16 << 20
+_BEYOND_BYTES = 16 << 10
+"""How much of a body is looked through for secrets after the last byte that is written."""
+_SPACE = 64
 _ID_CHARACTERS = 256
 
 
@@ -212,14 +215,17 @@ def _metadata(record: Record) -> dict[str, str]:
 
 
 def _text(content: bytes, entry: Entry) -> tuple[str, bool]:
-    """A body as text, and whether part of it is missing."""
+    """A body as text, and whether part of it is missing. Only what may be written is looked through, and a
+    little more: a secret across the cut is seen as one."""
     most = entry.rule.max_body_bytes
     cut = len(content) > most
     if content.startswith(_GZIP):
         content = _unpacked(content)
-    if content.lstrip().startswith(b"data:"):
+    if content[:_SPACE].lstrip().startswith(b"data:"):
         content = aggregated(content)
-    text = entry.redaction.hide(content.decode("utf-8", "replace"), cut=cut)
+    looked = content[: most + _BEYOND_BYTES]
+    cut = cut or len(looked) < len(content)
+    text = entry.redaction.hide(looked.decode("utf-8", "replace"), cut=cut)
     whole = text.encode()
     if len(whole) <= most:
         return text, cut
