@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 
 from servestate.planner.diagnostics import InvalidInput
+from servestate.providers.secrets import EnvSecrets
+from servestate.runtime.router.records.books import Books
+from servestate.runtime.router.records.exposition import expose
+from servestate.runtime.router.records.keeping import BooksConfig
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.records.traces import Traces
 from tests.router.records import live, recorded
@@ -30,6 +34,8 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.received: list[tuple[str, bytes]] = []
         self.status = 200
+        self.open = threading.Event()
+        self.open.set()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -57,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.received.append((self.path, body))
+        self.server.open.wait(10)
         self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -151,6 +158,51 @@ def test_what_a_collector_refuses_is_counted_and_said(
     assert collector.received[0][0] == "/custom/path"
     assert traces.exporter.dropped == 1
     assert traces.exporter.error == f"1 spans could not be sent to {collector.url}/custom/path"
+
+
+def test_spans_without_room_are_counted_and_none_is_lost_in_silence(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    collector.open.clear()
+    traces = Traces(collector.url, delay_s=0.01, queued=10)
+    traces.ended(recorded(live()))
+    while not collector.received:
+        time.sleep(0.002)
+    for _ in range(50):
+        traces.ended(recorded(live()))
+    assert traces.dropped == 40
+    collector.open.set()
+    traces.close(5.0)
+    assert len(collector.spans()) == 11
+    assert traces.dropped == 40
+
+
+def test_spans_that_the_exporter_fails_with_are_counted(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(spans: object) -> None:
+        raise RuntimeError("a bug")
+
+    caplog.set_level(logging.CRITICAL)
+    traces = Traces(collector.url, delay_s=0.01)
+    monkeypatch.setattr(traces.exporter._exporter, "export", fails)
+    for _ in range(3):
+        traces.ended(recorded(live()))
+    traces.close(5.0)
+    assert traces.dropped == 3
+    assert traces.exporter.error
+
+
+def test_lost_spans_are_in_the_metrics(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    collector.status = 400
+    books = Books(BooksConfig(otlp=collector.url), EnvSecrets({}))
+    table = live()
+    books.adopt(table)
+    books.ended(recorded(table))
+    books.close(5.0)
+    assert 'servestate_log_dropped_total{log="traces"} 1' in expose(books.snapshot(table, 0)).decode()
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:

@@ -95,7 +95,7 @@ class Books(kept.Books):
         if self._usage is not None and self._usage.writer is not None:
             found["usage"] = self._usage.writer.dropped
         if self._traces is not None:
-            found["traces"] = self._traces.exporter.dropped
+            found["traces"] = self._traces.dropped
         return found
 
     def report(self) -> dict[str, Any]:
