@@ -102,6 +102,9 @@ def test_metrics_are_those_of_all_workers_whichever_is_asked_and_never_fall(tmp_
                 assert {await requests(port) for _ in range(12)} == {40}
                 assert (await ask(router.port)).status == 200
                 assert await requests(port) == 41
+                write_table(tmp_path / "table.json", table(entity("b", 100, up.url), version=2))
+                await when(tmp_path, lambda told: told["table_version"] == 2)
+                assert 'entity="a"' not in control(tmp_path, "/metrics").decode()
 
     rig.run(body())
 

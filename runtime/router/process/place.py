@@ -26,6 +26,10 @@ _PULSE_S = 1.0
 _HUNG_AFTER_S = 10.0
 
 
+Said = tuple[Any, Any]
+"""What a worker answers, and what is to be added of those that had its place before."""
+
+
 class _Gone(Exception):
     """The worker has died before it answered."""
 
@@ -49,7 +53,7 @@ class Place:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._asked: dict[int, tuple[str, asyncio.Future[Said]]] = {}
         self._ids = count(1)
         self._changed = asyncio.Event()
         self._killed = ""  # why, where it was for its silence
@@ -80,8 +84,12 @@ class Place:
         how = f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
         self.end = f"was killed: {self._killed}" if self._killed else how
 
-    async def ask(self, what: str) -> Any:
-        """Its answer; None where there is no process, and none is being started. Raises Silent."""
+    async def ask(self, what: str) -> Said:
+        """Its answer; None where there is no process, and none is being started. Raises Silent.
+
+        With it comes what those before it had counted at that very moment: a death between the two would be
+        counted twice, and the next sum be lower.
+        """
         try:
             async with asyncio.timeout(_ANSWER_S):
                 while self.state != "down":
@@ -93,7 +101,7 @@ class Place:
         except TimeoutError:
             doing = "is still being started" if self.state == "starting" else "does not answer"
             raise Silent(f"worker {self.number} (pid {self.pid}) {doing}") from None
-        return None
+        return None, self.past.settled(what)
 
     async def reached(self, *states: str) -> None:
         """Return once it is in one of those states, or prepared where `prepared` is one."""
@@ -163,27 +171,24 @@ class Place:
         self._killed = why
         self.kill()
 
-    async def _answer(self, what: str) -> Any:
+    async def _answer(self, what: str) -> Said:
         if self._link is None:
             raise _Gone
         number = next(self._ids)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
+        self._asked[number] = what, answer
         self._link.tell(ask=what, id=number)
         try:
-            found = await answer
+            return await answer
         finally:
             self._asked.pop(number, None)
-        self.past.told(what, found)
-        return found
 
     def _heard(self, pid: int, message: Message) -> None:
         if pid != self.pid:  # the last words of the one before
             return
         match message:
             case {"id": number, "answer": found}:
-                answer = self._asked.pop(number, None)
-                if answer is not None and not answer.done():
-                    answer.set_result(found)
+                self._answered(number, found)
             case {"prepared": True}:
                 self.prepared = True
                 self._become(self.state)
@@ -195,6 +200,12 @@ class Place:
                     Diagnostic(code, what, fix, None, detail) for code, what, fix, detail in reasons
                 ]
 
+    def _answered(self, number: int, found: Any) -> None:
+        what, answer = self._asked.pop(number, ("", None))
+        if answer is not None and not answer.done():
+            self.past.told(what, found)
+            answer.set_result((found, self.past.settled(what)))
+
     def _lost(self, pid: int) -> None:
         """The process has closed its end: it is dead, or dying. The place counts as being filled again, until
         it is known that it will not be at once."""
@@ -204,7 +215,7 @@ class Place:
         self.prepared = False
         self.past.settle()
         self._become("starting" if self.state != "down" else "down")
-        for answer in self._asked.values():
+        for _, answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(_Gone())
         self._asked.clear()

@@ -26,7 +26,7 @@ from typing import Any
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.runtime.backoff import Backoff
 from servestate.runtime.router.process.listen import Sockets
-from servestate.runtime.router.process.merging import Report, merged
+from servestate.runtime.router.process.merging import Report, merged, named_in, only
 from servestate.runtime.router.process.place import Place
 from servestate.runtime.router.process.server import RouterConfig
 from servestate.runtime.router.quota.memory import Memory
@@ -97,10 +97,14 @@ class Workers:
 
     async def report(self) -> Report:
         """What all of them say of themselves as one. Raises Silent where one says nothing."""
-        reports = await asyncio.gather(*(place.ask("report") for place in self._places))
-        running = [one for one in reports if one is not None]
+        said = await asyncio.gather(*(place.ask("report") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        found = merged(running, [past for _, past in said])
+        if running:
+            for place in self._places:
+                place.past.keep_report(found["endpoints"])
         return {
-            **merged(running, [place.past.report for place in self._places]),
+            **found,
             "pid": os.getpid(),
             "started_at": self._began,
             "listen": self.url,
@@ -110,8 +114,15 @@ class Workers:
 
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
-        found = await asyncio.gather(*(place.ask("metrics") for place in self._places))
-        return [one for one in found if one is not None] + [p.past.snapshot for p in self._places]
+        said = await asyncio.gather(*(place.ask("metrics") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        past = [past for _, past in said]
+        if running:
+            named = named_in(running)
+            past = [only(one, named) for one in past]
+            for place in self._places:
+                place.past.keep_metrics(named)
+        return [*running, *past]
 
     async def _all(self, *states: str) -> None:
         for place in self._places:
