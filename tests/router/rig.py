@@ -224,6 +224,16 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
         await asyncio.sleep(0.002)
 
 
+async def settled(number: Callable[[], int], for_s: float) -> int:
+    """The number, once it is above 0 and has stayed the same for so long."""
+    await until(lambda: number() > 0)
+    while True:
+        before = number()
+        await asyncio.sleep(for_s)
+        if number() == before:
+            return before
+
+
 async def bounded(awaitable: Awaitable[Any], seconds: float = 10.0) -> Any:
     return await asyncio.wait_for(awaitable, seconds)
 

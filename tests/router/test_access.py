@@ -234,15 +234,16 @@ def test_a_revoked_token_is_refused_on_connections_that_stand() -> None:
 def test_a_token_expires_on_connections_that_stand() -> None:
     async def body() -> None:
         keys = rig.keyring(brief={"user_name": "asker"})
-        soon = time.time() + 0.3
-        keys = replace(keys, entries={k: replace(e, expires=soon) for k, e in keys.entries.items()})
         async with Upstream() as up, serving(guarded(up.url), keyring=keys) as r:
             reader, writer = await r.connect()
             assert await statuses(reader, writer, "brief") == 200
+            soon = time.time() + 0.3
+            r.let_in(replace(keys, entries={k: replace(e, expires=soon) for k, e in keys.entries.items()}))
             end = time.monotonic() + 4
             while await statuses(reader, writer, "brief") != 401:
                 assert time.monotonic() < end
                 await asyncio.sleep(0.02)
+            assert time.time() >= soon
             writer.close()
 
     rig.run(body())

@@ -289,11 +289,9 @@ def test_one_deadline_for_all_attempts() -> None:
             entities = entity("a", 100, a.url), entity("b", 0, b.url), entity("c", 0, c.url)
             hurried = Traffic(fallback=True, deadline_s=0.4)
             async with serving(table(*entities, traffic=hurried), QUICK) as r:
-                began = asyncio.get_running_loop().time()
                 got = await ask(r, request())
                 assert got.status == 504
-                assert asyncio.get_running_loop().time() - began < 0.7
-                assert not c.received
+                assert (len(a.received), len(b.received), len(c.received)) == (1, 1, 0)
                 await in_flight_is_over(r)
 
     rig.run(body())
