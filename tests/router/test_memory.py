@@ -394,7 +394,7 @@ def test_what_cannot_be_counted_is_not_admitted_and_what_ends_meanwhile_is_count
             assert isinstance(shadow.admit(ANN, 0, 2.0), Admission)
             for _ in range(50):
                 assert isinstance(rates.admit(ANN, 1, 2.0), Denied)
-            assert time.monotonic() - began < 0.1, "the loop waits once"
+            assert time.monotonic() - began < 25 * PATIENCE_S, "the loop waits once"
             running.ended(1, 2.0)
             assert [memory.sequence("ep").next() for _ in range(3)] == [0, 1, 2], "splits have their own"
         finally:
