@@ -84,12 +84,12 @@ async def _update(desk: Desk, call: Call, body: Mapping[str, Any], *, units: boo
     parts, secrets = accepted({"config": given})
     config = _merged(record, parts["config"])
     block = {**goals.written_block(record), "config": config}
-    _check_kind(record, config)
     judged = goals.resolved(block, record, desk.source.site(), units=units)
+    wanted = {"name": name, "config": goals.as_judged(judged)["config"]}
+    _check_kind(record, wanted["config"])
     check_secrets(desk, call.caller, given)
     check_hosts(desk, call.caller, judged, record)
     check_idle(desk, name)
-    wanted = {"name": name, "config": goals.as_judged(judged)["config"]}
     before = goals.config_digest(record)
     await desk.promise(Update(name, wanted, before, time.time(), call.caller.name, units), secrets)
     return show(desk, name, call.caller)
@@ -117,14 +117,10 @@ def _merged(record: EndpointRecord, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(record: EndpointRecord, config: Mapping[str, Any]) -> None:
-    """R5: an endpoint of external models stays one, and one of others never becomes one."""
+    """R5: an endpoint of external models stays one, and one of others never becomes one. `config` is one that
+    keeps the rules, so its entities are of one kind. Raises Refusal."""
     active = goals.written_block(record).get("config", {}).get("served_entities", [])
-    wanted = config.get("served_entities")
-    if not active or not isinstance(wanted, list) or not wanted:
-        return
-    if ("external_model" in active[0]) != any(
-        isinstance(e, dict) and e.get("external_model") for e in wanted
-    ):
+    if active and ("external_model" in active[0]) != ("external_model" in config["served_entities"][0]):
         raise invalid(
             "an endpoint with external models cannot lose them, nor can one without get any: "
             "make another endpoint"

@@ -43,7 +43,7 @@ async def list_all(desk: Desk, call: Call) -> Any:
 def _page(records: list[EndpointRecord], query: Mapping[str, str]) -> tuple[list[EndpointRecord], str]:
     """The records of the page that is asked for, and the token of the next one, "" for the last."""
     size, after = query.get("page_size", ""), query.get("page_token", "")
-    if not size.isascii() or not (size.isdigit() or not size) or len(size) > 9 or size == "0":
+    if size and not (size.isascii() and size.isdigit() and len(size) < 10 and int(size)):
         raise invalid("page_size must be a whole number from 1")
     left = [record for record in records if record.name > after] if after else records
     if not size:
