@@ -135,6 +135,12 @@ class _Reports:
         return expose(self.router.snapshot())
 
 
+def config(folder: Path, **more: object) -> RouterConfig:
+    """Of a router with the table in `folder`, on any free port, but for `more`."""
+    values = {"host": "127.0.0.1", "port": 0, "secrets": EnvSecrets({}), "limits": QUICK, **more}
+    return RouterConfig(folder / "table.json", folder / "control.sock", **values)  # type: ignore[arg-type]
+
+
 def service(config: RouterConfig) -> Service:
     """The whole router of a configuration, not started yet."""
     return Service(config, print, lambda: None)

@@ -19,8 +19,18 @@ from servestate.runtime.keyring import write_keyring
 from servestate.runtime.router import Router
 from servestate.runtime.router.access import Access
 from tests.router import rig
-from tests.router.rig import CHAT, Answer, Rig, ask, bearer, read_answer, request, serving, write_table
-from tests.router.test_tables import config
+from tests.router.rig import (
+    CHAT,
+    Answer,
+    Rig,
+    ask,
+    bearer,
+    config,
+    read_answer,
+    request,
+    serving,
+    write_table,
+)
 from tests.router.upstreams import Upstream, entity, table
 
 NOW = "2001-01-01T00:00:00Z"

@@ -12,8 +12,7 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router.relay import Relay
 from servestate.runtime.router.routes import NotFound, ToManagement, resolve, resolve_with_management
 from tests.router import rig
-from tests.router.rig import QUICK, ask, bearer, read_answer, request, serving, write_table
-from tests.router.test_tables import config
+from tests.router.rig import QUICK, ask, bearer, config, read_answer, request, serving, write_table
 from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, hangs_up, says, table
 
 LIST = "/api/2.0/serving-endpoints"
