@@ -116,9 +116,8 @@ class Books(kept.Books):
             yield "access_log", self._access.writer.error
         if self._usage is not None and self._usage.writer is not None and self._usage.writer.error:
             yield "usage", self._usage.writer.error
-        failing = [f"{one.name}: {one.error}" for one in self._payloads.writers.values() if one.error]
-        if failing:
-            yield "inference_tables", "; ".join(failing)
+        if self._payloads.errors:
+            yield "inference_tables", "; ".join(self._payloads.errors)
         if self._traces is not None and self._traces.exporter.error:
             yield "traces", self._traces.exporter.error
 
@@ -127,7 +126,7 @@ class Books(kept.Books):
         more."""
         until = time.monotonic() + within_s
         writers = [log.writer for log in (self._access, self._usage) if log is not None]
-        closing = [one for one in (*writers, *self._payloads.writers.values()) if one is not None]
+        closing = [one for one in (*writers, self._payloads) if one is not None]
         for writer in closing:
             writer.stop()  # all at once, so that they end side by side
         for writer in closing:
