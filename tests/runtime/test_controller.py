@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,6 +40,7 @@ from servestate.runtime.supervision import (
 )
 from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 from tests.planner.blocks import bundle, endpoint, local
+from tests.runtime.disks import full_disk
 
 A, B, C = EntityAddress("one", "a"), EntityAddress("one", "b"), EntityAddress("two", "c")
 BOTH = bundle(endpoint("one", local("a", 60), local("b", 40)), endpoint("two", local("c", 100)))
@@ -523,17 +522,6 @@ def test_signs_of_life_go_on_when_the_clock_is_set(rig: Rig, set_by: float) -> N
     rig.now += 2
     rig.controller._beat()
     assert stamp_of(path) != before
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow; the kernel says so as it does of a disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_does_not_silence_it(rig: Rig) -> None:

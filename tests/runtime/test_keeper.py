@@ -30,6 +30,7 @@ from servestate.planner.state import EndpointRecord, State
 from servestate.providers.fake import Behaviour, FakeProvider, FakeWorld, Fault
 from servestate.providers.protocol import Launched, Marks, PermanentError, Provider, Readiness, TransientError
 from servestate.runtime.api import goals, keeper
+from servestate.runtime.api.call import Refusal
 from servestate.runtime.api.desk import Desk
 from servestate.runtime.api.hands import Hands
 from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
@@ -43,6 +44,7 @@ from servestate.runtime.store.protocol import Lock, StoreError
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 from tests.cli.harness import until
+from tests.runtime.disks import full_disk
 
 GOOD, BETTER, GATED, DEADLY = "1", "2", "8", "9"
 """Versions of the one model: two that serve, one that is never ready, one that dies at start."""
@@ -553,6 +555,23 @@ def test_made_again_right_after_it_was_deleted(old: Rig) -> None:
     old.become(config(BETTER))
     assert (old.serving(), old.status(), old.record.config_version) == ([BETTER], "", 1)
     old.check_nothing_over()
+
+
+def test_on_a_full_disk_no_secret_is_kept_and_nothing_promised(old: Rig) -> None:
+    update = old.update_of(config(BETTER))
+    with full_disk(), pytest.raises(Refusal) as refused:
+        asyncio.run(old.desk.promise(update, {"0" * 32: "of the request"}))
+    assert (refused.value.status, refused.value.retry_after) == (503, 5)
+    assert "cannot be kept" in refused.value.message
+    assert (old.status(), old.serving()) == ("", [GOOD])
+
+
+def test_secrets_that_cannot_be_read_keep_nobody_from_deleting(old: Rig) -> None:
+    old.workspace().kept_secrets_path.write_text("{")
+    asyncio.run(old.desk.delete(NAME, "ann"))
+    old.quiet()
+    assert old.state.endpoints == {}
+    assert any(line.startswith("secrets: those that nobody uses are still kept: ") for line in old.said)
 
 
 # Others at work.
