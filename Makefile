@@ -55,7 +55,7 @@ test-engines: $(VENV)/.dev.stamp .venv-engines/.stamp
 
 # The peers of the router's tests: what each of them reads is compared.
 garden: $(VENV)/.dev.stamp .venv-garden/.stamp
-	$(BIN)/python -m pytest tests/router/test_garden.py
+	$(BIN)/python -m pytest tests/router/http/test_garden.py
 
 # Format, lint, layers, types.
 check: $(VENV)/.dev.stamp

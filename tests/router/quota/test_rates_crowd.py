@@ -15,7 +15,7 @@ from servestate.planner.access import Caller
 from servestate.planner.table import Limit
 from servestate.runtime.router.quota.memory import Memory
 from servestate.runtime.router.quota.rates import Admission, Denied, Rates
-from tests.router.spans import most_in_a_span
+from tests.router.quota.spans import most_in_a_span
 
 CALLERS = [Caller(f"caller-{number}") for number in range(16)]
 EACH, MINUTES = 150, 5

@@ -18,7 +18,7 @@ from servestate.runtime.router.quota import windows
 from servestate.runtime.router.quota.memory import MOST_ENTRIES, Memory
 from servestate.runtime.router.quota.rates import Admission, Denied, Rates
 from servestate.runtime.router.quota.windows import Window
-from tests.router.spans import most_in_a_span
+from tests.router.quota.spans import most_in_a_span
 
 ANN, BOB = Caller("ann"), Caller("bob", groups=frozenset({"ops", "all"}))
 ROBOT = Caller("ann", Kind.SERVICE_PRINCIPAL)

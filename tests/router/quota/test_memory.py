@@ -33,7 +33,7 @@ from servestate.runtime.router.quota.memory import (
 from servestate.runtime.router.quota.mutex import PATIENCE_S, Mutex, Uncountable
 from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.quota.windows import Gauge, Window
-from tests.router.spans import most_in_a_span
+from tests.router.quota.spans import most_in_a_span
 
 STORM = Path(__file__).with_name("storm.py")
 SPEED = 30.0
