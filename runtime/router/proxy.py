@@ -213,6 +213,9 @@ class Exchange:
         record.sent = len(self._body)
         if _TRACEPARENT in self._fields:
             record.traceparent = call.head.field(b"traceparent")
+        begun = self._desk.books.begun
+        if begun is not None:
+            self._fields = begun(record, self._fields)
         if call.kept is not None or call.endpoint.usage:
             self._take_down(call)
         self._desk.inflight += 1

@@ -9,18 +9,24 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.table import Traffic
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router.records.books import Books
 from servestate.runtime.router.records.exposition import expose
 from servestate.runtime.router.records.keeping import BooksConfig
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.records.traces import Traces
+from tests.router import rig
+from tests.router.kept import keeping
 from tests.router.records import live, recorded
+from tests.router.rig import ask, request
+from tests.router.upstreams import Upstream, answer, entity, says, table
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -203,6 +209,62 @@ def test_lost_spans_are_in_the_metrics(collector: Collector, caplog: pytest.LogC
     books.ended(recorded(table))
     books.close(5.0)
     assert 'servestate_log_dropped_total{log="traces"} 1' in expose(books.snapshot(table, 0)).decode()
+
+
+TRACEPARENTS = {
+    "a sampled one": ("traceparent: " + PARENT.decode() + "\r\ntracestate: a=1\r\n", True),
+    "of a later version": ("traceparent: cc" + PARENT.decode()[2:] + "-more\r\n", True),
+    "none": ("", False),
+    "a broken one": ("traceparent: nonsense\r\ntracestate: a=1\r\n", False),
+    "two": (f"traceparent: {PARENT.decode()}\r\n" * 2, False),
+}
+
+
+@pytest.mark.parametrize("named", TRACEPARENTS)
+def test_the_span_upstream_is_a_child_of_the_routers(
+    named: str, collector: Collector, tmp_path: Path
+) -> None:
+    fields, continues = TRACEPARENTS[named]
+
+    async def body() -> None:
+        async with Upstream() as up:
+            async with keeping(table(entity("a", 100, up.url)), tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request(fields=f"Accept: */*\r\n{fields}"))).status == 200
+            sent = [value for name, value in up.received[0].fields if name == "traceparent"]
+            (span,) = collector.spans()
+            assert sent == [f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"]
+            assert (span.trace_id.hex() == PARENT.split(b"-")[1].decode()) == continues
+            assert span.parent_span_id.hex() == (PARENT.split(b"-")[2].decode() if continues else "")
+            states = [value for name, value in up.received[0].fields if name == "tracestate"]
+            assert states == (["a=1"] if continues and "tracestate" in fields else [])
+            assert ("accept", "*/*") in up.received[0].fields
+
+    rig.run(body())
+
+
+def test_a_trace_that_is_not_sampled_goes_on_as_it_came(collector: Collector, tmp_path: Path) -> None:
+    async def body() -> None:
+        parent = PARENT[:-2].decode() + "00"
+        async with Upstream() as up:
+            async with keeping(table(entity("a", 100, up.url)), tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request(fields=f"traceparent: {parent}\r\n"))).status == 200
+            assert dict(up.received[0].fields)["traceparent"] == parent
+            assert not collector.spans()
+
+    rig.run(body())
+
+
+def test_all_attempts_are_of_one_span(collector: Collector, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream(says(answer(b"{}", "503 Unavailable"))) as a, Upstream() as b:
+            routes = table(entity("a", 100, a.url), entity("b", 0, b.url), traffic=Traffic(fallback=True))
+            async with keeping(routes, tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request())).status == 200
+            (span,) = collector.spans()
+            sent = {dict(up.received[0].fields)["traceparent"] for up in (a, b)}
+            assert sent == {f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"}
+
+    rig.run(body())
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,7 @@ class Books(kept.Books):
         self._secrets = secrets
         self._worker = worker
         self._traces = Traces(config.otlp) if config.otlp else None
+        self.begun = self._traces.begun if self._traces is not None else None
         self._access = AccessLog(config.access_log, worker) if config.access_log is not None else None
         folder = config.folder
         self._payloads = PayloadLogs(folder and folder / "inference", config.records, worker)

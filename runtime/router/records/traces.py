@@ -4,6 +4,7 @@ and where traces are wanted. Batching, sending and repeating are the SDK's own, 
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -28,6 +29,8 @@ _NANOSECONDS = 1_000_000_000
 _QUEUED = 8192
 """Spans that wait to be sent."""
 _BATCH = 512
+_PARENT_FIELDS = re.compile(rb"^traceparent: [^\r\n]*\r\n", re.MULTILINE)
+_TRACE_FIELDS = re.compile(rb"^trace(?:parent|state): [^\r\n]*\r\n", re.MULTILINE)
 
 
 class Watched:
@@ -105,21 +108,33 @@ class Traces:
         """How many spans were lost so far: not delivered, or without room to wait."""
         return self._refused + self.exporter.dropped
 
+    def begun(self, record: Record, fields: bytes) -> bytes:
+        """The header lines `fields` of a request as they go upstream: what happens there belongs to the span
+        of this request, unless whoever began the trace does not sample it."""
+        parent = self._parent(record.traceparent)
+        if parent is not None and not parent.trace_flags.sampled:
+            return fields
+        record.span = trace, span = _ids(parent)
+        stale = (
+            _TRACE_FIELDS if parent is None else _PARENT_FIELDS
+        )  # no state without its trace (section 3.3)
+        return b"%btraceparent: 00-%032x-%016x-01\r\n" % (stale.sub(b"", fields), trace, span)
+
     def ended(self, record: Record) -> None:
         """A request is over. One of a trace that whoever began it does not sample leaves no span."""
-        parent = self._parent(record.traceparent) if record.traceparent else None
+        parent = self._parent(record.traceparent)
         if parent is not None and not parent.trace_flags.sampled:
             return
         if self._made - self.exporter.taken >= self._queued:  # the SDK would drop one and tell nobody
             self._refused += 1
             return
         self._made += 1
-        trace = parent.trace_id if parent is not None else random.getrandbits(128)
+        trace, span = record.span or _ids(parent)
         began = int(record.wall * _NANOSECONDS)
         self._processor.on_end(
             self._span(
                 f"{OPERATIONS.get(record.kind, '_OTHER')} {record.endpoint.name}",
-                context=self._context(trace, random.getrandbits(64), False, self._sampled),
+                context=self._context(trace, span, False, self._sampled),
                 parent=parent,
                 resource=self._resource,
                 attributes=_attributes(record),
@@ -143,11 +158,17 @@ class Traces:
 
     def _parent(self, traceparent: bytes) -> SpanContext | None:
         """What a W3C traceparent names; None if it is none."""
-        match = TRACEPARENT.match(traceparent)
+        match = TRACEPARENT.match(traceparent) if traceparent else None
         if match is None:
             return None
         trace, span, flags = (int(part, 16) for part in match.groups())
-        return self._context(trace, span, True, self._flags(flags))
+        context = self._context(trace, span, True, self._flags(flags))
+        return context if context.is_valid else None
+
+
+def _ids(parent: SpanContext | None) -> tuple[int, int]:
+    """Of a new span, and of its trace."""
+    return random.getrandbits(128) if parent is None else parent.trace_id, random.getrandbits(64)
 
 
 def _attributes(record: Record) -> dict[str, str | bool | int | float]:
