@@ -19,13 +19,14 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Limit
 from servestate.runtime.router.process.handover import path_beside, predecessor_of
 from servestate.runtime.router.process.listen import Sockets
+from servestate.runtime.router.process.merging import NOTHING
 from servestate.runtime.router.process.server import Router
 from servestate.runtime.router_link import ControlSocket
 from tests.router import rig
-from tests.router.processes import PROGRAM, Process, launched, load, status, when
+from tests.router.processes import PROGRAM, Process, control, launched, load, status, when
 from tests.router.rig import Answer, bounded, read_answer, request, write_table
 from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, sse_head, table
 
 
 @asynccontextmanager
@@ -269,6 +270,39 @@ def test_a_router_that_is_not_there_for_a_successor_is_not_replaced(tmp_path: Pa
         with pytest.raises(InvalidInput, match=r"SS642 .*not there for a successor"):
             await asyncio.to_thread(predecessor_of, settings.control_path)
         await router.stop()
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_while_it_drains_it_says_no_more_than_is_asked(tmp_path: Path, workers: int) -> None:
+    """It does so many times a second, and everything would be thousands of numbers for many endpoints."""
+
+    async def body() -> None:
+        held = asyncio.Event()
+
+        async def hold(received: Received, writer: asyncio.StreamWriter) -> None:
+            await asyncio.wait_for(held.wait(), 5)
+            writer.write(answer())
+
+        async with Upstream(hold) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url), entity("b", 0, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                asking = asyncio.create_task(ask(old.port))
+                await rig.until(lambda: len(up.received) == 1)
+                predecessor = await asyncio.to_thread(predecessor_of, tmp_path / "control.sock")
+                assert predecessor is not None
+                await predecessor.follow()
+                await rig.until(lambda: predecessor.report is not None)
+                asked = json.loads(await asyncio.to_thread(control, tmp_path, "/status?brief"))
+                wanted = {"table_version": 1, "table_error": None, "connections": 1}
+                assert predecessor.report == asked == {**wanted, "replicas": {"a#0": {"inflight": 1}}}
+                held.set()
+                assert (await asking).status == 200
+                await bounded(predecessor.gone.wait())
+                assert predecessor.report == NOTHING
+                predecessor.belongings.sockets.close()
 
     rig.run(body())
 

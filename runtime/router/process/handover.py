@@ -79,8 +79,8 @@ class Belongings:
 
 
 class Succession:
-    """The side of the router that runs. `belongings` says what there is to give, `report` what is in flight;
-    `failed` is called where a successor did not start, `handed` where it did."""
+    """The side of the router that runs. `belongings` says what there is to give, `report` in brief what is in
+    flight; `failed` is called where a successor did not start, `handed` where it did."""
 
     def __init__(
         self,

@@ -51,14 +51,24 @@ def merged(reports: Sequence[Report], past: Iterable[Report] = ()) -> Report:
     return {
         **reports[0],
         **_first_errors(reports, _ERRORS),
-        "table_version": min(report["table_version"] for report in reports),
-        "connections": sum(report["connections"] for report in reports),
+        **merged_briefs(reports),
         "endpoints": endpoints,
-        "replicas": all_replicas(report["replicas"] for report in reports),
         "books": {
             **_first_errors(books, [key for key in books[0] if key.endswith("_error")]),
             **_sums([*books, *(one["books"] for one in ended)]),
         },
+    }
+
+
+def merged_briefs(reports: Sequence[Report]) -> Report:
+    """As `merged`, of what is asked again and again."""
+    if not reports:
+        return NOTHING
+    return {
+        **_first_errors(reports, ("table_error",)),
+        "table_version": min(report["table_version"] for report in reports),
+        "connections": sum(report["connections"] for report in reports),
+        "replicas": all_replicas(report["replicas"] for report in reports),
     }
 
 
@@ -94,8 +104,8 @@ def _replica(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
 
 
 def with_predecessor(report: Report, predecessor: Report) -> Report:
-    """The report of a router with what the one that it replaces still does: no table has been adopted, and
-    nothing has ended, before it is so there too."""
+    """The report of a router, or the brief one, with what the one that it replaces still does: no table has
+    been adopted, and nothing has ended, before it is so there too."""
     versions = [one["table_version"] for one in (report, predecessor) if one["table_version"] is not None]
     return {
         **report,

@@ -140,7 +140,7 @@ class Service:
         self._control = _Control(config, self)
         self._predecessor: Predecessor | None = None
         self._succession = Succession(
-            config.control_path, self._belongings, self.report, self._control.open, self._handed
+            config.control_path, self._belongings, self.brief, self._control.open, self._handed
         )
 
     @property
@@ -215,17 +215,23 @@ class Service:
 
     async def report(self) -> Report:
         """See `status.Reporting`."""
-        found = await self._answering.report()
+        return self._with_predecessor(await self._answering.report())
+
+    async def brief(self) -> Report:
+        """See `status.Reporting`."""
+        return self._with_predecessor(await self._answering.brief())
+
+    async def exposition(self) -> bytes:
+        """See `status.Reporting`."""
+        return expose(merge(await self._answering.snapshots()))
+
+    def _with_predecessor(self, found: Report) -> Report:
         predecessor = self._predecessor
         if predecessor is None:
             return found
         if predecessor.report is None:
             raise Silent("the router that is being replaced has not said yet what it still does")
         return {**with_predecessor(found, predecessor.report), "replacing": predecessor.pid}
-
-    async def exposition(self) -> bytes:
-        """See `status.Reporting`."""
-        return expose(merge(await self._answering.snapshots()))
 
     def _belongings(self) -> Belongings:
         memory = None if self._memory is None else self._memory.fd
@@ -261,6 +267,9 @@ class _Single:
     async def report(self) -> dict[str, Any]:
         worker = {"pid": os.getpid(), "state": "ready", "restarts": 0}
         return {**self._router.report(), "workers": [worker]}
+
+    async def brief(self) -> dict[str, Any]:
+        return self._router.brief()
 
     async def snapshots(self) -> list[Snapshot]:
         return [self._router.snapshot()]

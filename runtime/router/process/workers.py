@@ -26,7 +26,7 @@ from typing import Any
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.runtime.backoff import Backoff
 from servestate.runtime.router.process.listen import Sockets
-from servestate.runtime.router.process.merging import Report, merged, named_in, only
+from servestate.runtime.router.process.merging import Report, merged, merged_briefs, named_in, only
 from servestate.runtime.router.process.place import Place
 from servestate.runtime.router.process.server import RouterConfig
 from servestate.runtime.router.quota.memory import Memory
@@ -111,6 +111,11 @@ class Workers:
             "management": self.management_url or None,
             "workers": [_line(place) for place in self._places],
         }
+
+    async def brief(self) -> Report:
+        """See `server.Router.brief`. Raises Silent."""
+        said = await asyncio.gather(*(place.ask("brief") for place in self._places))
+        return merged_briefs([now for now, _ in said if now is not None])
 
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
