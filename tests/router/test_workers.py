@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,29 @@ def test_without_somebody_who_holds_the_socket_its_queue_dies_with_its_process()
                 queued.recv(1)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.slow
+def test_no_more_requests_are_under_way_than_all_workers_may_have(tmp_path: Path) -> None:
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
+            await gate.wait()
+            writer.write(answer())
+
+        async with Upstream(held) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=3, bound=4) as router:
+                calls = [asyncio.create_task(ask(router.port)) for _ in range(40)]
+                await rig.until(lambda: sum(call.done() for call in calls) + len(up.received) == 40)
+                running = len(up.received)
+                gate.set()
+                found = Counter([(await call).status for call in calls])
+        assert running == 4  # 2, 1 and 1: with 40 connections each of the three has more than its part
+        assert found == {200: 4, 503: 36}
+
+    rig.run(body())
 
 
 @pytest.mark.slow

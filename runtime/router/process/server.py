@@ -57,7 +57,8 @@ class RouterConfig:
     is read in its place as long as it is there. `tls` and `management_tls` have a listener end TLS itself;
     `plaintext` names the listeners (`router`, `management`) that others than this machine may reach without.
     `workers` is how many processes answer; with more than one, `secrets` has to be of a kind that can be
-    pickled (`SiteSecrets`). `books` says what is kept of requests beyond metrics.
+    pickled (`SiteSecrets`). `inflight` bounds the requests to models under way of all workers together, where
+    that is wanted. `books` says what is kept of requests beyond metrics.
     """
 
     table_path: Path
@@ -74,11 +75,21 @@ class RouterConfig:
     tls: TlsFiles | None = None
     management_tls: TlsFiles | None = None
     workers: int = 1
+    inflight: int | None = None
     books: BooksConfig = field(default_factory=BooksConfig)
 
     def __post_init__(self) -> None:
         if (self.management is None) != (self.api_path is None):
             raise ValueError("management and api_path are given together")
+
+    def share(self, index: int) -> RouterConfig:
+        """As the worker at that place is told: of `inflight` its part, one more for the first few where it does
+        not divide; one at least, since a worker without any would refuse whatever comes to it."""
+        if self.inflight is None:
+            return self
+        part, more = divmod(self.inflight, self.workers)
+        own = max(1, part + (index < more))
+        return replace(self, inflight=None, limits=replace(self.limits, inflight=own))
 
 
 _SWITCH_S = 0.001

@@ -185,7 +185,7 @@ class Service:
         config = self._config
         self._memory, self._numbers = _memory(config.workers, predecessor)
         if config.workers == 1:
-            return _Single(Router(config, self._memory))
+            return _Single(Router(config.share(0), self._memory))
         assert self._memory is not None
         return Workers(config, self._memory, self._numbers, self._tell)
 

@@ -64,8 +64,9 @@ class Workers:
         """Have every worker ready to begin on its share of the sockets, none of which is used yet. Raises
         InvalidInput: what a worker says, or SS641 where it said nothing."""
         assert self._memory.fd is not None, "several workers share their memory"
-        for number, share in zip(self._numbers, sockets.dealt(len(self._numbers)), strict=True):
-            place = Place(self._config, number, share, self._memory.fd)
+        shares = sockets.dealt(len(self._numbers))
+        for index, (number, share) in enumerate(zip(self._numbers, shares, strict=True)):
+            place = Place(self._config.share(index), number, share, self._memory.fd)
             self._places.append(place)
             self._keepers.append(asyncio.create_task(self._keep(place)))
         await self._all("prepared", "down")
