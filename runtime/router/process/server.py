@@ -83,8 +83,8 @@ class RouterConfig:
             raise ValueError("management and api_path are given together")
 
     def share(self, index: int) -> RouterConfig:
-        """As the worker at that place is told: of `inflight` its part, one more for the first few where it does
-        not divide; one at least, since a worker without any would refuse whatever comes to it."""
+        """As the worker at that place is told: of `inflight` its part, one more for the first few where it
+        does not divide; one at least, since a worker without any would refuse whatever comes to it."""
         if self.inflight is None:
             return self
         part, more = divmod(self.inflight, self.workers)

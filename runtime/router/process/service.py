@@ -265,8 +265,10 @@ class _Single:
         self._router.abort()
 
     async def report(self) -> dict[str, Any]:
-        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0}
-        return {**self._router.report(), "workers": [worker]}
+        report = self._router.report()
+        version = report["table_version"]
+        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0, "table_version": version}
+        return {**report, "workers": [worker]}
 
     async def brief(self) -> dict[str, Any]:
         return self._router.brief()

@@ -110,7 +110,7 @@ class Workers:
             "started_at": self._began,
             "listen": self.url,
             "management": self.management_url or None,
-            "workers": [_line(place) for place in self._places],
+            "workers": [_line(place, now) for place, (now, _) in zip(self._places, said, strict=True)],
         }
 
     async def brief(self) -> Report:
@@ -173,5 +173,6 @@ def _obituary(place: Place, delay_s: float) -> str:
     return f"servestate: worker {place.number} (pid {place.pid}) {place.end}; it is replaced {when}{why}"
 
 
-def _line(place: Place) -> dict[str, Any]:
-    return {"pid": place.pid, "state": place.state, "restarts": place.restarts}
+def _line(place: Place, now: Report | None) -> dict[str, Any]:
+    version = None if now is None else now["table_version"]
+    return {"pid": place.pid, "state": place.state, "restarts": place.restarts, "table_version": version}
