@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow test-vllm test-engines check format lock clean compile
+.PHONY: demo garden test test-slow test-vllm test-engines check format lock clean compile
 
 # A stamp per lock: installed again whenever the lock or the packaging changes.
 $(VENV)/.%.stamp: requirements/%.txt pyproject.toml
@@ -23,6 +23,12 @@ TORCH := torch==2.13.0
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --requirement $<
 	@touch $@
 
+# Servers that read what the router writes; none of them needs torch.
+.venv-garden/.stamp: requirements/garden.txt
+	$(PYTHON) -m venv --clear .venv-garden
+	.venv-garden/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement $<
+	@touch $@
+
 demo: $(VENV)/.demo.stamp
 	$(BIN)/python examples/quickstart/demo.py
 
@@ -34,7 +40,7 @@ test: check
 	$(BIN)/python -m pytest -m "not slow" $(COMMANDS:%=--ignore=%); rest=$$?; \
 	wait $$commands; commands=$$?; cat $(VENV)/commands.log; exit $$((rest ? rest : commands))
 
-test-slow: $(VENV)/.dev.stamp
+test-slow: $(VENV)/.dev.stamp .venv-garden/.stamp
 	$(BIN)/python -m pytest -m slow
 	$(MAKE) demo
 	$(MAKE) test-engines
@@ -46,6 +52,10 @@ test-vllm: $(VENV)/.dev.stamp .venv-vllm/.stamp
 # Real servers of transformers and MLflow.
 test-engines: $(VENV)/.dev.stamp .venv-engines/.stamp
 	$(BIN)/python -m pytest -m engines tests/engines
+
+# The peers of the router's tests: what each of them reads is compared.
+garden: $(VENV)/.dev.stamp .venv-garden/.stamp
+	$(BIN)/python -m pytest tests/router/http/test_garden.py
 
 # Format, lint, layers, types.
 check: $(VENV)/.dev.stamp
@@ -73,6 +83,9 @@ lock:
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	    --output-file requirements/$$engine.txt > /dev/null; \
 	done
+	@uv pip compile requirements/garden.in --quiet --generate-hashes --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --output-file requirements/garden.txt > /dev/null
 
 # The router's way of a request as machine code, from the same source: about half the time of the interpreter.
 compile: $(VENV)/.dev.stamp

@@ -18,7 +18,7 @@ messages.body messages.tokens
 quota.memory quota.rates quota.windows
 balance.pick balance.replicas
 guards.judging
-records.access_log records.books records.counters records.ids records.metrics records.record
+records.access_log records.books records.counters records.ids records.metrics records.record records.writer
 """
 """Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
 to workers, which compiled they could not be."""

@@ -90,7 +90,7 @@ def wait_for_lock(store: StateStore, timeout_s: float, tell: Callable[[str], Non
     deadline = time.monotonic() + timeout_s
     told = False
     while (held := store.held()) is not None:
-        if held.expires <= time.time() or is_gone(held.owner):
+        if held.is_free(time.time(), is_gone):
             return
         if time.monotonic() >= deadline:
             raise LockHeld(held)

@@ -162,6 +162,7 @@ class Controller:
         self._workspace = workspace
         self._tell = tell
         self._clock = clock
+        self._monotonic = monotonic
         self._random = random
         self._sight = Sight(_hosts(workspace.site), tell, monotonic)
         self._path = supervision_path(workspace)
@@ -448,7 +449,7 @@ class Controller:
         self._complaints[about] = text
 
     def _beat(self) -> None:
-        if self._clock() - self._written[1] >= HEARTBEAT_S:
+        if self._monotonic() - self._written[1] >= HEARTBEAT_S:
             self._write()
 
     def _write(self) -> None:
@@ -456,12 +457,16 @@ class Controller:
         entities = {str(address): entry for address, entry in sorted(self._entities.items())}
         current = Supervision(self._me, entities, self._sight.silent)
         last, at = self._written
-        now = self._clock()
-        if current == last and 0 <= now - at < HEARTBEAT_S:
+        now = self._monotonic()
+        if current == last and now - at < HEARTBEAT_S:
             return
-        # A full disk must not end supervision; the file is then as old as its time says.
-        with suppress(OSError):
+        try:
             write_supervision(self._path, current)
+        except OSError:
+            # A full disk must not end supervision: the file tells of before then, but is a sign of life.
+            with suppress(OSError):
+                os.utime(self._path)
+        else:
             self._written = (current, now)
 
     def hear_signals(self) -> None:

@@ -26,12 +26,13 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.spec.site import Site
 from servestate.runtime.backoff import HEALTHY_S, Backoff
 from servestate.runtime.configuration import Options
+from servestate.runtime.file_stamps import stamp_of
 from servestate.runtime.order import Order
 from servestate.runtime.supervision import HEARTBEAT_S, supervision_path
 from servestate.runtime.workspace import Workspace
 
 HUNG_AFTER_S = 30 * HEARTBEAT_S
-"""Without a sign of life for so long the child is killed; its intents cover what it was doing."""
+"""Seconds; without a sign of life for so long the child is killed. Its intents cover what it was doing."""
 
 _POLL_S = 0.5
 _STOP_S = 60.0
@@ -56,7 +57,7 @@ API = Child("API", "servestate.runtime.api.process")
 class Guard:
     """Starts a child of one site, and starts it again whenever it ends or hangs, until told to stop. `tell`
     hears a line for people about each time. `reread` gives the site as it is configured now, or raises
-    InvalidInput; `configuration` is where that is."""
+    InvalidInput; `configuration` is where that is; `clock` is seconds of one that nobody sets."""
 
     def __init__(
         self,
@@ -65,16 +66,18 @@ class Guard:
         tell: Callable[[str], None],
         reread: Callable[[], Site],
         configuration: Options | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._child = child
+        self._clock = clock
         self._configuration = configuration
         self._workspace = workspace
         self._tell = tell
         self._reread = reread
         self._site = workspace.site
-        self._table = self._table_stamp()
+        self._table = stamp_of(workspace.table_path)
         self._ending = threading.Event()
-        # A daemon: a second signal ends serve at once, and the kernel then tells the controller.
+        # A daemon: a second signal ends serve at once, and the kernel then tells the child.
         self._thread = threading.Thread(target=self._run, name=f"guard of {child.name}", daemon=True)
 
     def start(self) -> None:
@@ -82,7 +85,7 @@ class Guard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Return once the controller has finished what is in flight and is gone."""
+        """Return once the child has finished what is in flight and is gone."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -90,13 +93,13 @@ class Guard:
     def _run(self) -> None:
         backoff = Backoff()
         while not self._ending.is_set():
-            began = time.monotonic()
+            began = self._clock()
             how = self._one_life()
             if self._ending.is_set():
                 return
             if how is None:
                 continue
-            now = time.monotonic()
+            now = self._clock()
             backoff = (Backoff() if now - began >= HEALTHY_S else backoff).failed(now, random.random)
             delay = (backoff.next_try or now) - now
             self._tell(
@@ -106,12 +109,13 @@ class Guard:
             backoff = backoff.restarted()
 
     def _one_life(self) -> str | None:
-        """Run the controller to its end; how that came, None where it was ended for another site's sake."""
+        """Run the child to its end; how that came, None where it was ended for another site's sake."""
         try:
             process = self._start()
         except OSError as error:
             return f"could not be started: {error}"
-        began = time.time()
+        sign = self._child.sign
+        silence = _Silence(sign(self._workspace), self._clock) if sign is not None else None
         while process.poll() is None:
             if self._ending.wait(_POLL_S):
                 _end(process)
@@ -121,7 +125,7 @@ class Guard:
                 )
                 _end(process)
                 return None
-            elif self._child.sign is not None and self._last_sign(began) + HUNG_AFTER_S < time.time():
+            elif silence is not None and silence.lasts_s() > HUNG_AFTER_S:
                 process.kill()
                 process.wait()
                 return f"gave no sign of life for {HUNG_AFTER_S:.0f} s and was killed"
@@ -137,7 +141,7 @@ class Guard:
             [sys.executable, "-P", "-m", self._child.module, str(self._workspace.root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for serve, which ends the controller in its turn
+            process_group=0,  # Ctrl-C is for serve, which ends the child in its turn
         )
         assert process.stdin is not None
         # One that has ended already does not read; its exit code says how that came.
@@ -147,9 +151,9 @@ class Guard:
 
     def _has_another_site(self) -> bool:
         """Whether the site that is configured is another one since routes were last moved; it is the
-        controller's from then on. What is only being edited moves no route. A site with another state is
+        child's from then on. What is only being edited moves no route. A site with another state is
         another site's business: its router would be another one too."""
-        stamp = self._table_stamp()
+        stamp = stamp_of(self._workspace.table_path)
         if stamp == self._table:
             return False
         self._table = stamp
@@ -164,20 +168,25 @@ class Guard:
         self._site = site
         return True
 
-    def _table_stamp(self) -> tuple[int, int] | None:
-        """Another one whenever the routing table has been written, which costs no reading of it."""
-        try:
-            found = self._workspace.table_path.stat()
-        except OSError:  # somebody has removed it; the next apply or repair writes it again
-            return None
-        return found.st_ino, found.st_mtime_ns
 
-    def _last_sign(self, began: float) -> float:
-        assert self._child.sign is not None, "asked only of one that gives signs"
-        try:
-            return max(began, self._child.sign(self._workspace).stat().st_mtime)
-        except OSError:  # none yet, or somebody has removed it: it comes again with the next sign
-            return began
+class _Silence:
+    """How long a child has given no sign of life, seen from outside. The time that its file bears counts for
+    nothing: it is of a clock that people and NTP set, by hours at the first contact after a boot."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._seen = stamp_of(path)
+        self._since = self._looked = clock()
+
+    def lasts_s(self) -> float:
+        """Seconds since the last sign that was seen, or since this began. Whoever was paused for long was so
+        together with the child, most likely, and begins anew."""
+        now, stamp = self._clock(), stamp_of(self._path)
+        if stamp != self._seen or now - self._looked > HEARTBEAT_S:
+            self._since = now
+        self._seen, self._looked = stamp, now
+        return now - self._since
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

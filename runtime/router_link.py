@@ -33,7 +33,7 @@ class ControlSocket:
             async with asyncio.timeout(ADOPTION_S):
                 while True:
                     try:
-                        status = await router_status(self.control_path)
+                        status = await router_status(self.control_path, brief=True)
                     except TransientError as error:
                         reason = str(error)
                     else:
@@ -61,7 +61,7 @@ class ControlSocket:
     async def _in_flight(self, address: InstanceAddress) -> str:
         """What must end before the instance may be stopped, for people; "" for nothing."""
         try:
-            status = await router_status(self.control_path)
+            status = await router_status(self.control_path, brief=True)
         except TransientError as error:
             return str(error)
         count: int = (status or {}).get("replicas", {}).get(str(address), {}).get("inflight", 0)
@@ -97,8 +97,9 @@ def _not_adopted(reason: str) -> PermanentError:
     return PermanentError("SS609", f"the running router has not adopted the new routing table: {reason}", fix)
 
 
-async def router_status(control_path: Path) -> dict[str, Any] | None:
-    """What `GET /status` on the control socket answers; None when no router listens there.
+async def router_status(control_path: Path, *, brief: bool = False) -> dict[str, Any] | None:
+    """What `GET /status` on the control socket answers; None when no router listens there. `brief`: at least
+    its table, its connections and the replicas that requests run on, for who asks again and again.
 
     Raises TransientError when one listens and gives no answer. A router that is paused or busy goes on
     routing afterwards, so it must never be taken for one that is not there.
@@ -110,7 +111,9 @@ async def router_status(control_path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise TransientError(f"the router cannot be asked on {control_path}: {error}") from error
     try:
-        writer.write(b"GET /status HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n")
+        # A router of a former version does not look at the query, and tells all.
+        target = b"/status?brief" if brief else b"/status"
+        writer.write(b"GET %b HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n" % target)
         async with asyncio.timeout(_ANSWER_S):
             answer = await reader.read()
         return _status_in(answer)

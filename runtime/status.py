@@ -81,7 +81,8 @@ _TROUBLES = (
 
 def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     """What matters of a router's report: `troubles` are what it cannot do, `ejected` the replicas that it
-    leaves out, each with the reason."""
+    leaves out, each with the reason; `replacing` the process of the router that it is taking over from, None
+    where there is none."""
     if router is None:
         return None
     keys = ("pid", "listen", "table_version", "table_error", "connections")
@@ -92,9 +93,9 @@ def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
         for name, replica in router.get("replicas", {}).items()
         if replica.get("state", "healthy") != "healthy"
     }
-    workers = [worker["pid"] for worker in router.get("workers", [])]
     return {key: router[key] for key in keys} | {
-        "workers": workers,
+        "workers": router.get("workers", []),
+        "replacing": router.get("replacing"),
         "troubles": troubles,
         "ejected": ejected,
     }

@@ -101,7 +101,7 @@ class Desk:
         """Put the update into the ledger and have it pursued; returns once it is done or under way. `secrets`
         are those that came with the request. Raises InvalidInput where it cannot be planned, and Refusal."""
         with self._keeping:
-            kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
+            self._keep_secrets(secrets)
             self.ledger.put(update)
         try:
             answer = self._ask(update.endpoint)  # before anything can fail: what is promised is pursued
@@ -112,6 +112,12 @@ class Desk:
         finally:
             if secrets:
                 await self.run(self.forget_secrets)
+
+    def _keep_secrets(self, secrets: Mapping[str, str]) -> None:
+        try:
+            kept_secrets.keep(self.source.workspace().kept_secrets_path, secrets)
+        except OSError as error:
+            raise unavailable(f"the secrets of the request cannot be kept: {error.strerror}", 5) from error
 
     def forget_secrets(self) -> None:
         """Drop the secrets that came with requests which nothing refers to any more."""
@@ -126,7 +132,7 @@ class Desk:
             used += [repr(one.spec) for one in state.instances.values()]
             try:
                 kept_secrets.forget(workspace.kept_secrets_path, "\n".join(used))
-            except OSError as error:  # they are dropped another time
+            except (OSError, PermanentError) as error:  # they are dropped another time
                 self.tell("secrets", f"those that nobody uses are still kept: {error}")
 
     async def delete(self, name: str, by: str) -> None:

@@ -182,7 +182,7 @@ def _await_lock(store: StateStore, interrupt: Interrupt, deadline: float) -> Non
             raise Busy
         time.sleep(POLL_S)
         held = store.held()
-        if held is None or held.expires <= time.time() or is_gone(held.owner):
+        if held is None or held.is_free(time.time(), is_gone):
             return
 
 

@@ -77,14 +77,22 @@ class Ledger:
     """One file. Every write is on disk when it returns; reads come from memory. Any thread may call."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises StoreError SS415 where the file cannot be opened, or this version cannot read it."""
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.executescript(_SCHEMA)
-        rows = self._connection.execute("SELECT body FROM updates").fetchall()
-        self._updates = {update.endpoint: update for update in (_decoded(body) for (body,) in rows)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise _unreadable(path, error) from error
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.executescript(_SCHEMA)
+            rows = self._connection.execute("SELECT body FROM updates").fetchall()
+            self._updates = {update.endpoint: update for update in (_decoded(body) for (body,) in rows)}
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+            self._connection.close()
+            raise _unreadable(path, error) from error
 
     def get(self, endpoint: str) -> Update | None:
         """The update of that endpoint that is under way or has failed last."""
@@ -146,6 +154,12 @@ class Ledger:
         """Let go of the file."""
         with self._lock:
             self._connection.close()
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    what = f"cannot read what the API has promised, {path}: {error}"
+    fix = "run the servestate that wrote it, or move the file away: the updates in it are then forgotten"
+    return StoreError(Diagnostic("SS415", what, fix))
 
 
 def _decoded(body: str) -> Update:

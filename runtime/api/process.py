@@ -27,6 +27,7 @@ from servestate.runtime.api.site import SiteSource
 from servestate.runtime.api.view import View
 from servestate.runtime.keyring import keyring_of, write_keyring
 from servestate.runtime.order import decode_order, dies_with
+from servestate.runtime.store.protocol import StoreError
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import Workspace, open_workspace
 
@@ -54,7 +55,11 @@ def main(root: str) -> int:
     if isinstance(workspace.store, SqliteStore):
         workspace.store.remember()
     source = SiteSource(Path(root), order.site, order.configuration, lambda text: tell("configuration", text))
-    ledger = Ledger(workspace.ledger_path)
+    try:
+        ledger = Ledger(workspace.ledger_path)
+    except StoreError as error:
+        tell("ledger", f"{error.diagnostic.what}; fix: {error.diagnostic.fix}")
+        return 1
     keyring = keyring_of(order.site.access, workspace.secrets)
     desk = Desk(source, View(workspace), ledger, Hands(source.workspace), keyring, tell)
     desk.forget_secrets()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from servestate.planner.spec.gateway import AiGateway
-from servestate.runtime.api import endpoints, operations, permissions, reports, shapes
+from servestate.runtime.api import commands, endpoints, permissions, reading, reports, settings, shapes
 from servestate.runtime.api.call import Need, Row
 from servestate.runtime.wire import PREFIX
 
@@ -25,7 +25,7 @@ ROWS: tuple[Row, ...] = (
         "GET",
         BASE,
         Need.TOKEN,
-        endpoints.list_all,
+        reading.list_all,
         "List endpoints",
         gives=shapes.EndpointList,
         query=("page_size", "page_token"),
@@ -65,7 +65,7 @@ ROWS: tuple[Row, ...] = (
         "In which steps a model's throughput is provisioned",
         gives=shapes.Optimization,
     ),
-    Row("GET", _ONE, Need.VIEW, endpoints.get, "Get an endpoint", gives=shapes.Detailed),
+    Row("GET", _ONE, Need.VIEW, reading.get, "Get an endpoint", gives=shapes.Detailed),
     Row("DELETE", _ONE, Need.MANAGE, endpoints.delete, "Delete an endpoint", gives=shapes.Empty),
     Row(
         "PUT",
@@ -88,7 +88,7 @@ ROWS: tuple[Row, ...] = (
         "PATCH",
         f"{_ONE}/tags",
         Need.MANAGE,
-        endpoints.patch_tags,
+        settings.patch_tags,
         "Add and delete tags",
         takes=shapes.PatchTags,
         gives=shapes.Tags,
@@ -97,7 +97,7 @@ ROWS: tuple[Row, ...] = (
         "PUT",
         f"{_ONE}/rate-limits",
         Need.MANAGE,
-        endpoints.put_rate_limits,
+        settings.put_rate_limits,
         "Replace the rate limits of the old spelling",
         takes=shapes.RateLimits,
         gives=shapes.RateLimits,
@@ -106,7 +106,7 @@ ROWS: tuple[Row, ...] = (
         "PUT",
         f"{_ONE}/ai-gateway",
         Need.MANAGE,
-        endpoints.put_gateway,
+        settings.put_gateway,
         "Replace the AI gateway's settings",
         takes=AiGateway,
         gives=shapes.Shape,
@@ -115,7 +115,7 @@ ROWS: tuple[Row, ...] = (
         "PATCH",
         f"{_ONE}/notifications",
         Need.MANAGE,
-        endpoints.patch_notifications,
+        settings.patch_notifications,
         "Change whom to notify",
         takes=shapes.Notifications,
         gives=shapes.Notifications,
@@ -124,7 +124,7 @@ ROWS: tuple[Row, ...] = (
         "PATCH",
         f"{_ONE}/telemetry-config",
         Need.MANAGE,
-        endpoints.patch_telemetry,
+        settings.patch_telemetry,
         "Change what is exported",
         takes=shapes.PatchTelemetry,
         gives=shapes.Detailed,
@@ -182,5 +182,5 @@ ROWS: tuple[Row, ...] = (
         "This document",
         gives=shapes.Shape,
     ),
-    *operations.ROWS,
+    *commands.ROWS,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.spec.site import Site
 from servestate.runtime.configuration import Options, configuration_files, included_files, load_configuration
+from servestate.runtime.file_stamps import stamp_of
 from servestate.runtime.workspace import Workspace, open_workspace
 
 _KEPT = ("state", "router", "management")
@@ -59,7 +59,7 @@ class SiteSource:
             return None
         try:
             files = [*configuration_files(self._options.path), *self._included]
-            return [(str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f in files if (s := os.stat(f))]
+            return [(str(file), stamp_of(file)) for file in files]
         except (OSError, InvalidInput):  # somebody is at it: it is read once it is back
             return None
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from servestate.planner.state import EndpointRecord, State
+from servestate.runtime.file_stamps import FileStamp, stamp_of
 from servestate.runtime.supervision import Supervised, Supervision, read_supervision, supervision_path
 from servestate.runtime.workspace import Workspace
 
@@ -30,7 +29,7 @@ class View:
         self._stamp: object = None
         self._looked = 0.0
         self._supervision: Supervision | None = None
-        self._supervision_stamp: object = None
+        self._supervision_stamp: FileStamp | None = None
 
     def state(self, *, now: bool = False) -> State:
         """The state; read again if it may have changed, at once where `now`. Raises StoreError."""
@@ -57,7 +56,7 @@ class View:
 
     def supervised(self) -> Mapping[str, Supervised]:
         """What the controller says, by the address of each entity; nothing where none runs."""
-        stamp = _stamp(self._supervision_path)
+        stamp = stamp_of(self._supervision_path)
         with self._lock:
             if stamp != self._supervision_stamp:
                 self._supervision_stamp = stamp
@@ -70,11 +69,3 @@ def endpoint_id(state: State, record: EndpointRecord) -> str:
     """32 hex digits that name this endpoint, and none that later has its name."""
     made = record.history.serial if record.history is not None else 0
     return hashlib.sha256(f"{state.lineage}/{record.name}/{made}".encode()).hexdigest()[:32]
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns

@@ -210,7 +210,8 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
         verb.add_argument(
             "--replace",
             action="store_true",
-            help="take over from the router that runs here, if one does; no connection is refused",
+            help="take over from the router that runs here, if one does; no connection is refused. Limits "
+            "and splits of one with a single worker (servestate.router.workers) begin anew",
         )
     status = _verb(verbs, "status", "status", "endpoints, split desired and observed, instances, health")
     status.add_argument("--json", action="store_true", help="as one JSON document")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
-from servestate.planner.spec.listeners import Listener, RouterListener
+from servestate.planner.spec.listeners import Listener
 from servestate.planner.spec.site import Site
 from servestate.planner.table_build import build_table
 from servestate.providers.protocol import TransientError
@@ -120,7 +120,6 @@ def router_config(workspace: Workspace, *, api: bool) -> RouterConfig:
         secrets=workspace.secrets,
         limits=Limits(
             drain_s=site.router.drain_s,
-            **_inflight(site.router),
             egress=Egress.of(site.router.egress.allow),
             health=HealthPolicy(**site.router.health.model_dump()),
         ),
@@ -131,13 +130,9 @@ def router_config(workspace: Workspace, *, api: bool) -> RouterConfig:
         tls=_tls(site.router, workspace.root),
         management_tls=_tls(site.management, workspace.root),
         workers=site.router.workers,
+        inflight=site.router.max_inflight or None,
         books=_books(workspace),
     )
-
-
-def _inflight(router: RouterListener) -> dict[str, int]:
-    """The share of one process, where there is a bound: rounded up, so that no process has none."""
-    return {"inflight": -(-router.max_inflight // router.workers)} if router.max_inflight else {}
 
 
 def _books(workspace: Workspace) -> BooksConfig:

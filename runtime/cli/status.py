@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from servestate.planner.drift import DriftKind
+from servestate.planner.plural import counted
 from servestate.runtime import exit_codes
 from servestate.runtime.cli.common import server_of, workspace_of
 from servestate.runtime.cli.output import say
@@ -34,6 +35,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append("router: not running (servestate serve)")
     else:
         lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
+        lines += _worker_lines(router)
         if router["table_error"]:
             lines.append(f"  refuses the newest table: {router['table_error']}")
         lines += [_indented(f"{what}: {why}") for what, why in router.get("troubles", {}).items()]
@@ -50,6 +52,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if drift:
         lines += ["", "drift (servestate apply repairs it):"]
         lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in drift]
+    return lines
+
+
+def _worker_lines(router: dict[str, Any]) -> list[str]:
+    """The processes that answer, where they are others than the router's own, and the router whose place this
+    one is taking."""
+    lines = []
+    for worker in router["workers"]:
+        if worker["pid"] != router["pid"]:
+            table = f", table {worker['table_version']}" if worker["state"] == "ready" else ""
+            again = f", started again {counted(worker['restarts'], 'time')}" if worker["restarts"] else ""
+            lines.append(f"  worker: pid {worker['pid']}, {worker['state']}{table}{again}")
+    if router.get("replacing"):
+        lines.append(
+            f"  replaces the router with pid {router['replacing']}, which ends what it has in flight"
+        )
     return lines
 
 

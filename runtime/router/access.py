@@ -13,9 +13,9 @@ from typing import Final
 
 from servestate.planner.access import Caller, Level, level_of
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.runtime.file_stamps import reason, stamp_after, stamp_of
 from servestate.runtime.keyring import Keyring, read_keyring
 from servestate.runtime.router.http.errors import PERMISSION_DENIED, UNAUTHENTICATED, refused, unknown
-from servestate.runtime.router.records.stamps import reason, stamp_after, stamp_of
 from servestate.runtime.router.routing import LiveEndpoint
 
 _KNOWN_FOR_S: Final = 1.0

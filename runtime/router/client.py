@@ -7,6 +7,8 @@ a socket that is not read never says that it closed.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,6 +20,7 @@ import orjson
 from servestate.runtime.router import dispatch
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.judging import Judging
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import browser, errors
 from servestate.runtime.router.http.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
 from servestate.runtime.router.http.heads import RequestHead
@@ -43,6 +46,7 @@ from servestate.runtime.router.routes import (
 NEVER: Final = float("inf")
 
 _QUERIES: Final = (OpenAICall, Invocation)
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 class Desk(dispatch.Desk, Protocol):
@@ -52,6 +56,7 @@ class Desk(dispatch.Desk, Protocol):
     inflight: int
     stopping: bool
     budget: Budget
+    guards: GuardThreads
 
     @property
     def books(self) -> Books:
@@ -188,7 +193,7 @@ class ClientConnection:
         """The deadline has passed."""
         self.deadline = NEVER
         if self._lingering or self._paused:
-            self._transport.abort()
+            self._reset()
         elif self._exchange is not None:
             self._exchange.expire()
         elif self._waiting:
@@ -228,7 +233,7 @@ class ClientConnection:
         self._exchange = None
         if self._paused or self.http10:
             # An HTTP/1.0 client takes an orderly close for the end of the answer.
-            self._transport.abort()
+            self._reset()
             return
         if final:
             self._transport.write(final)
@@ -463,6 +468,14 @@ class ClientConnection:
             self._transport.write_eof()
         if not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _reset(self) -> None:
+        """Close so that the client notices, and so that the system keeps nothing: what it has not taken yet
+        would stay in memory for minutes, megabytes of it (`SO_LINGER` of socket(7) with a time of 0)."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self._transport.abort()
 
     def _discard(self, data: bytes) -> None:
         self._discarded += len(data)

@@ -67,6 +67,9 @@ class Limits:
     farewell_s: float = 1.0
     """How long connections between two requests are then kept: a request that is on its way already is still
     answered, with `Connection: close`, instead of meeting a closed socket."""
+    worker_start_s: float = 60.0
+    """How long one of several workers may take to be prepared, and then to answer, before it is killed: many
+    that start at once on few cores take a second each."""
     tick_s: float = 0.25
     """How often deadlines are looked at; one sweep for all sockets instead of a timer per request."""
     table_poll_s: float = 0.05

@@ -29,6 +29,7 @@ from time import perf_counter
 from typing import Final, Protocol
 
 from servestate.runtime.router.dispatch import Call
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import errors
 from servestate.runtime.router.http.chunked import encode
 from servestate.runtime.router.http.errors import Failure, Refused, Shape
@@ -92,6 +93,9 @@ class Desk(Protocol):
     limits: Limits
     inflight: int
     """How many have begun and not ended."""
+
+    guards: GuardThreads
+    """Where guards look at answers."""
 
     @property
     def books(self) -> Books:
@@ -213,6 +217,9 @@ class Exchange:
         record.sent = len(self._body)
         if call.head.traceparent:
             record.traceparent = call.head.traceparent
+        begun = self._desk.books.begun
+        if begun is not None:
+            self._fields = begun(record, self._fields)
         if call.kept is not None or call.endpoint.usage:
             self._take_down(call)
         self._desk.inflight += 1
@@ -711,7 +718,14 @@ class Exchange:
         self._meter = Meter(call.measured, hides=False)  # what it used it used, whatever the guard says
         self._meter.piece(content, last=True)
         self._client.deadline = now + self._limits.guard_s
-        looking = self._loop.run_in_executor(None, guard.answer, self._kind, content, head.event_stream)
+        judge = partial(guard.answer, self._kind, content, head.event_stream)
+        try:
+            looking = self._desk.guards.look(judge, len(content), self._loop, answer=True)
+        except Refused as busy:
+            self._well()
+            self._count_guarded("busy")
+            self._fail(errors.broken(busy.failure.message), "guard")  # it has run: not to be repeated
+            return
         self._looking = looking
         looking.add_done_callback(partial(self._guarded, head, content))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.table import RoutingTable
 from servestate.planner.table_file import decode
-from servestate.runtime.router.records.stamps import reason, stamp_after, stamp_of
+from servestate.runtime.file_stamps import reason, stamp_after, stamp_of
 from servestate.runtime.router.routing import LiveTable
 
 Admit = Callable[[RoutingTable], LiveTable]

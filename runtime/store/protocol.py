@@ -6,7 +6,7 @@ at every commit is what keeps state correct when the lock fails (a frozen holder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class Lock:
     owner: Owner
     created: float
     expires: float
+
+    def is_free(self, now: float, is_gone: Callable[[Owner], bool]) -> bool:
+        """Whether somebody else may take it: it has expired, or the process of its holder has ended."""
+        return self.expires <= now or is_gone(self.owner)
 
 
 @dataclass(frozen=True, slots=True)

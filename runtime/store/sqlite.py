@@ -24,6 +24,7 @@ from servestate.planner.diagnostics import Diagnostic
 from servestate.planner.owners import REPAIR_VERB
 from servestate.planner.stamp import Stamp
 from servestate.planner.state import FORMAT_VERSION, Event, State, apply_event, touched
+from servestate.runtime.file_stamps import FileStamp, stamp_of
 from servestate.runtime.store.protocol import JournalEntry, Lock, LockHeld, LostLock, Owner, StoreError
 
 LOCK_SECONDS = 60.0
@@ -58,7 +59,7 @@ class SqliteStore:
 
     def stamp(self) -> object:
         """See `StateStore.stamp`."""
-        return tuple(map(_stamp, (self._path, self._path.with_name(f"{self._path.name}-wal"))))
+        return tuple(map(stamp_of, (self._path, self._path.with_name(f"{self._path.name}-wal"))))
 
     def read(self) -> State | None:
         """See `StateStore.read`."""
@@ -85,7 +86,7 @@ class SqliteStore:
         lock = Lock(uuid.uuid4().hex[:12], owner, now, now + LOCK_SECONDS)
         with self._failing("write"), self._transaction() as connection:
             held = _held(connection)
-            if held is not None and held.expires > now and not self._is_gone(held.owner):
+            if held is not None and not held.is_free(now, self._is_gone):
                 raise LockHeld(held)
             row = (lock.id, json.dumps(asdict(owner)), lock.created, lock.expires)
             connection.execute("INSERT OR REPLACE INTO lock VALUES (1, ?, ?, ?, ?)", row)
@@ -181,12 +182,11 @@ class SqliteStore:
         finally:
             connection.close()
 
-    def _at_rest(self) -> tuple[int, int, int] | None:
+    def _at_rest(self) -> FileStamp | None:
         """Which file it is and when it was last written; None while a -wal file holds part of the state."""
         if self._path.with_name(f"{self._path.name}-wal").exists():
             return None
-        status = self._path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
+        return stamp_of(self._path)
 
     def _open(self, how: str) -> sqlite3.Connection:
         uri = f"{self._path.absolute().as_uri()}?{how}"
@@ -275,14 +275,6 @@ _TABLES = {
     "endpoints": "SELECT name, body FROM endpoints ORDER BY name",
     "instances": "SELECT address, body FROM instances ORDER BY address",
 }
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> sqlite3.Cursor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from servestate.planner.spec.site import Site as SiteBlock
+from servestate.runtime.api.ledger import Status
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import Workspace, is_gone, open_workspace, owner_of_this_process
 from tests.api.callers import ADMIN, GRANTS, HIDDEN, MAKER, OWN, SHARED, STRANGERS, Who, declared
@@ -74,17 +76,22 @@ class Guarded:
 
     def effects(self) -> tuple[int, bytes]:
         """What any effect would change: the state's serial, and what the API has promised. What a deletion
-        has left is still being cleared away after its answer, so this waits until nothing changes."""
-        seen = self._effects()
-        while True:
-            time.sleep(0.3)
-            before, seen = seen, self._effects()
-            if seen == before:
-                return seen
-
-    def _effects(self) -> tuple[int, bytes]:
+        has left is still being cleared away after its answer, so this waits until nobody is at work."""
+        until(self._is_quiet, "what was begun is done")
         files = (path for path in sorted(self.folder.glob("api.db*")) if not path.name.endswith("-shm"))
         return self.server.site.state().serial, b"".join(path.read_bytes() for path in files)
+
+    def _is_quiet(self) -> bool:
+        """Whether no update is under way, nothing that serves nothing is left, and nobody holds the lock."""
+        with closing(sqlite3.connect(f"file:{self.folder}/api.db?mode=ro", uri=True)) as ledger:
+            updates = [json.loads(body) for (body,) in ledger.execute("SELECT body FROM updates")]
+        if any(update["status"] == Status.IN_PROGRESS for update in updates):
+            return False
+        state = self.server.site.state()
+        targets = [target for record in state.endpoints.values() for target in record.targets]
+        if state.instances.keys() - {address for target in targets for address in target.instances}:
+            return False
+        return SqliteStore(self.server.site.database, is_gone).held() is None
 
     def declare(self, *more: Who) -> float:
         """Have the site know these tokens beside its own; the moment when that was written."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from servestate.runtime.api.call import Need
-from servestate.runtime.api.operations import ROWS
+from servestate.runtime.api.commands import ROWS
 from servestate.runtime.store.protocol import Owner
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import is_gone, owner_of_this_process

@@ -186,9 +186,25 @@ def _worker(router: Conversation) -> int:
     raise AssertionError("it has no worker")
 
 
+@pytest.mark.slow
 def test_the_site_says_how_many_workers_there_are(routed: Routed) -> None:
     router = routed.serve("--no-api", "--no-controller")
     assert routed.ask() == 200
-    _worker(router)
+    victim = _worker(router)
+    os.kill(victim, signal.SIGKILL)
+
+    def workers() -> list[dict]:
+        told = routed.status()["router"]
+        return told["workers"] if told is not None else []
+
+    until(
+        lambda: [(w["state"], w["pid"] != victim) for w in workers()] == [("ready", True)] * 2,
+        "both workers route",
+    )
+    version = routed.status()["router"]["table_version"]
+    lines = [line for line in routed.site.run("status").ok().out.splitlines() if "worker" in line]
+    assert len(lines) == 2
+    assert all(f", ready, table {version}" in line for line in lines)
+    assert sum(line.endswith(", started again 1 time") for line in lines) == 1
     router.process.send_signal(signal.SIGTERM)
     assert router.end() == 0

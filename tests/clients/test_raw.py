@@ -144,6 +144,16 @@ def test_old_spelling_of_entities(server: Server) -> None:
     assert (entity["name"], entity["entity_name"], entity["entity_version"]) == ("it", CHAT, "2")
 
 
+def test_the_old_spelling_does_not_change_the_kind_either(server: Server, far: Upstream) -> None:
+    ok(server.call("POST", "", endpoint("kind", external("far", far.url))))
+    before = server.settled("kind")
+    model = {"model_name": CHAT, "model_version": "1", "scale_to_zero_enabled": False}
+    answer = server.call("PUT", "/kind/config", {"served_models": [model]})
+    assert error_of(answer, 400) == "INVALID_PARAMETER_VALUE"
+    assert "external models" in answer.json()["message"]
+    assert server.settled("kind") == before
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_content_type_does_not_matter(server: Server, far: Upstream, kind: str) -> None:
     content = json.dumps(endpoint("typed", external("far", far.url))).encode()

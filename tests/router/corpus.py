@@ -14,6 +14,11 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(CHAT), CHAT)
 
 
+def names(text: str) -> list[str]:
+    """Fields or targets, written one after the other."""
+    return text.split()
+
+
 @dataclass(frozen=True)
 class Case:
     """`data` as sent; the status it must get, whether the connection must close, how many messages the

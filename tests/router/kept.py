@@ -48,7 +48,12 @@ async def _lines(folder: Path, count: int) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def keeping(
-    table: RoutingTable, folder: Path, limits: Limits = QUICK, keyring: Keyring | None = None
+    table: RoutingTable,
+    folder: Path,
+    limits: Limits = QUICK,
+    keyring: Keyring | None = None,
+    *,
+    otlp: str = "",
 ) -> AsyncIterator[KeepingRig]:
     """See `rig.serving`. Whatever is to be kept is in files when the block is left."""
     path, keys = folder / "table.json", folder / "access.json"
@@ -63,7 +68,7 @@ async def keeping(
         secrets=EnvSecrets({}),
         limits=limits,
         keyring_path=keys if keyring is not None else None,
-        books=BooksConfig(AccessLogConfig(folder / "log" / "access.jsonl"), folder),
+        books=BooksConfig(AccessLogConfig(folder / "log" / "access.jsonl"), folder, otlp),
     )
     router = Router(config)
     await router.start(open_all((config.host, config.port), config.management))

@@ -37,6 +37,7 @@ managed = given.pop("managed", False)
 config = RouterConfig(
     folder / "table.json", folder / "control.sock", given.pop("host", "127.0.0.1"), given.pop("port", 0),
     SiteSecrets(folder / "engine.key", folder / "kept.json"), workers=given.pop("workers", 1),
+    inflight=given.pop("bound", None),
     keyring_path=Path(keyring) if keyring else None, tls=TlsFiles(*map(Path, tls)) if tls else None,
     management=("127.0.0.1", 0) if managed else None, api_path=folder / "api.sock" if managed else None,
     limits=Limits(**given),
@@ -85,8 +86,8 @@ class Process:
 @contextmanager
 def launched(folder: Path, environ: dict[str, str] | None = None, **given: Any) -> Iterator[Process]:
     """A router process that accepts connections, on the table in `folder`. `given` are `workers`, `host`,
-    `port`, `tls` (two paths), `keyring` (a path), `replace`, `files` (the bound on descriptors), `managed`
-    (whether there is a management listener), and any of `Limits`."""
+    `port`, `bound` (on requests under way), `tls` (two paths), `keyring` (a path), `replace`, `files` (the
+    bound on descriptors), `managed` (whether there is a management listener), and any of `Limits`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder), json.dumps(given)],
         stdout=subprocess.PIPE,

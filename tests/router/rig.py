@@ -30,6 +30,11 @@ QUICK = Limits(tick_s=0.01, table_poll_s=0.01)
 CHAT = b'{"model":"chat-ep","messages":[{"role":"user","content":"hi"}]}'
 
 
+def chat(text: str = "hi", **more: Any) -> bytes:
+    """A chat request's body with fields beyond those of `CHAT`."""
+    return json.dumps({"model": "chat-ep", "messages": [{"role": "user", "content": text}], **more}).encode()
+
+
 def run(body: Coroutine[Any, Any, None]) -> None:
     """Run a test's coroutine on the loop that the router uses."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -130,6 +135,12 @@ class _Reports:
         return expose(self.router.snapshot())
 
 
+def config(folder: Path, **more: object) -> RouterConfig:
+    """Of a router with the table in `folder`, on any free port, but for `more`."""
+    values = {"host": "127.0.0.1", "port": 0, "secrets": EnvSecrets({}), "limits": QUICK, **more}
+    return RouterConfig(folder / "table.json", folder / "control.sock", **values)  # type: ignore[arg-type]
+
+
 def service(config: RouterConfig) -> Service:
     """The whole router of a configuration, not started yet."""
     return Service(config, print, lambda: None)
@@ -217,6 +228,16 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
     while not condition():
         assert loop.time() < end, "it did not happen in time"
         await asyncio.sleep(0.002)
+
+
+async def settled(number: Callable[[], int], for_s: float) -> int:
+    """The number, once it is above 0 and has stayed the same for so long."""
+    await until(lambda: number() > 0)
+    while True:
+        before = number()
+        await asyncio.sleep(for_s)
+        if number() == before:
+            return before
 
 
 async def bounded(awaitable: Awaitable[Any], seconds: float = 10.0) -> Any:

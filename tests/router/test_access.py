@@ -19,8 +19,18 @@ from servestate.runtime.keyring import write_keyring
 from servestate.runtime.router import Router
 from servestate.runtime.router.access import Access
 from tests.router import rig
-from tests.router.rig import CHAT, Answer, Rig, ask, bearer, read_answer, request, serving, write_table
-from tests.router.test_tables import config
+from tests.router.rig import (
+    CHAT,
+    Answer,
+    Rig,
+    ask,
+    bearer,
+    config,
+    read_answer,
+    request,
+    serving,
+    write_table,
+)
 from tests.router.upstreams import Upstream, entity, table
 
 NOW = "2001-01-01T00:00:00Z"
@@ -234,15 +244,16 @@ def test_a_revoked_token_is_refused_on_connections_that_stand() -> None:
 def test_a_token_expires_on_connections_that_stand() -> None:
     async def body() -> None:
         keys = rig.keyring(brief={"user_name": "asker"})
-        soon = time.time() + 0.3
-        keys = replace(keys, entries={k: replace(e, expires=soon) for k, e in keys.entries.items()})
         async with Upstream() as up, serving(guarded(up.url), keyring=keys) as r:
             reader, writer = await r.connect()
             assert await statuses(reader, writer, "brief") == 200
+            soon = time.time() + 0.3
+            r.let_in(replace(keys, entries={k: replace(e, expires=soon) for k, e in keys.entries.items()}))
             end = time.monotonic() + 4
             while await statuses(reader, writer, "brief") != 401:
                 assert time.monotonic() < end
                 await asyncio.sleep(0.02)
+            assert time.time() >= soon
             writer.close()
 
     rig.run(body())

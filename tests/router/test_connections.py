@@ -25,9 +25,10 @@ from tests.router.rig import (
     read_answer,
     request,
     serving,
+    until,
     write_table,
 )
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, says, sse_head, table
 
 EXPECT = "Expect: 100-continue\r\n"
 
@@ -94,27 +95,34 @@ def test_what_is_pipelined_is_bounded() -> None:
     """Behind a request that is never answered the router stops reading: the rest stays with the sender."""
 
     async def body() -> None:
-        async def never(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
-        async with Upstream(never) as up, serving(table(entity("a", 100, up.url))) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url))) as r:
             with socket.create_connection(("127.0.0.1", r.port)) as sock:
                 sock.setblocking(False)
-                sent, still = 0, 0
-                while still < 50:
-                    try:
-                        sent += sock.send(request() * 1000)
-                        still = 0
-                    except BlockingIOError:
-                        still += 1
-                        await asyncio.sleep(0.002)
+                sent = await _sent_until_refused(sock, r)
                 (held,) = r.router.clients
+                await until(lambda: len(up.received) == 1)
                 # One read of the loop may go over the bound.
                 assert len(held._ahead) <= QUICK.ahead_bytes + 262_144
                 assert sent > len(held._ahead)
                 assert len(up.received) == 1
 
     rig.run(body())
+
+
+async def _sent_until_refused(sock: socket.socket, r: Rig) -> int:
+    """Send until the router has stopped reading and what lies between is full; the bytes that went."""
+    sent = 0
+
+    def full() -> bool:
+        nonlocal sent
+        try:
+            while True:
+                sent += sock.send(request() * 1000)
+        except BlockingIOError:
+            return any(not client._transport.is_reading() for client in r.router.clients)
+
+    await until(full)
+    return sent
 
 
 def test_a_pipelined_refusal_ends_the_connection_after_the_answers_before_it() -> None:
@@ -227,6 +235,25 @@ def test_expectations_of_http_1_0_are_ignored() -> None:
                 await bounded(reader.read(1), 0.05)
             writer.write(content)
             assert (await bounded(read_answer(reader))).status == 200
+            writer.close()
+
+    rig.run(body())
+
+
+def test_a_stream_that_breaks_does_not_look_whole_to_http_1_0() -> None:
+    """Its framing is the end of the connection: only a reset tells that something is missing."""
+
+    async def body() -> None:
+        async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
+            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
+            await writer.drain()
+            writer.transport.abort()
+
+        async with Upstream(breaks) as up, serving(table(entity("a", 100, up.url))) as r:
+            reader, writer = await r.connect()
+            writer.write(request().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+            with pytest.raises(ConnectionResetError):
+                await bounded(reader.read())
             writer.close()
 
     rig.run(body())

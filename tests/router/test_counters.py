@@ -10,7 +10,7 @@ from typing import Any
 from servestate.runtime.router.records.counters import BOUNDS_MS, Counters
 from tests.router import rig
 from tests.router.rig import QUICK, Rig, ask, request, serving
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, says, sse_head, table
 
 
 def counted(r: Rig) -> dict[str, Any]:
@@ -79,18 +79,15 @@ def test_latency_is_to_the_last_byte_and_a_broken_stream_is_an_error() -> None:
 
 def test_what_no_client_waited_for_is_no_answer() -> None:
     async def body() -> None:
-        async def never(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
         limits = replace(QUICK, request_s=0.05)
-        async with Upstream(never) as up, serving(table(entity("a", 100, up.url))) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url))) as r:
             _, writer = await r.connect()
             writer.write(request())
             await rig.until(lambda: len(up.received) == 1)
             writer.close()
             await rig.until(lambda: r.inflight() == 0)
             assert sum(counted(r)["statuses"].values()) == 0
-        async with Upstream(never) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url)), limits) as r:
             assert (await ask(r, request())).status == 504
             assert counted(r)["statuses"]["5xx"] == 1
 

@@ -11,24 +11,28 @@ import pytest
 from servestate.planner.table import RoutingTable, Traffic
 from tests.router import rig
 from tests.router.rig import QUICK, Rig, ask, read_answer, request, serving
-from tests.router.upstreams import Received, Script, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import (
+    BROKEN,
+    DOWN,
+    Received,
+    Script,
+    Upstream,
+    answer,
+    chunk,
+    entity,
+    hangs_up,
+    says,
+    sse_head,
+    table,
+)
 
 FALLS_BACK = Traffic(fallback=True)
 BUSY = answer(b'{"error":{"message":"busy"}}', "429 Too Many Requests")
-BROKEN = answer(b'{"error":{"message":"boom"}}', "500 Internal Server Error")
-DOWN = "http://127.0.0.1:1"
 
 
 def two(first: str, second: str, **more: Any) -> RoutingTable:
     """All traffic to `a`; `b` gets none, and is there to fall back on."""
     return table(entity("a", 100, first), entity("b", 0, second, model="other-model"), **more)
-
-
-def hangs_up() -> Script:
-    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-        writer.transport.abort()
-
-    return script
 
 
 def refuses_once(data: bytes) -> Script:
@@ -177,7 +181,7 @@ def test_a_pause_ends_when_the_client_leaves() -> None:
 def test_what_may_have_run_is_not_tried_elsewhere() -> None:
     async def body() -> None:
         async with (
-            Upstream(hangs_up()) as a,
+            Upstream(hangs_up) as a,
             Upstream() as b,
             serving(two(a.url, b.url, traffic=FALLS_BACK)) as r,
         ):
@@ -189,9 +193,7 @@ def test_what_may_have_run_is_not_tried_elsewhere() -> None:
     rig.run(body())
 
 
-@pytest.mark.parametrize(
-    "script", [hangs_up(), says(sse_head() + b"0\r\n\r\n")], ids=["lost", "empty stream"]
-)
+@pytest.mark.parametrize("script", [hangs_up, says(sse_head() + b"0\r\n\r\n")], ids=["lost", "empty stream"])
 def test_the_operator_may_allow_it(script: Script) -> None:
     async def body() -> None:
         async with Upstream(script) as a, Upstream() as b:
@@ -287,11 +289,9 @@ def test_one_deadline_for_all_attempts() -> None:
             entities = entity("a", 100, a.url), entity("b", 0, b.url), entity("c", 0, c.url)
             hurried = Traffic(fallback=True, deadline_s=0.4)
             async with serving(table(*entities, traffic=hurried), QUICK) as r:
-                began = asyncio.get_running_loop().time()
                 got = await ask(r, request())
                 assert got.status == 504
-                assert asyncio.get_running_loop().time() - began < 0.7
-                assert not c.received
+                assert (len(a.received), len(b.received), len(c.received)) == (1, 1, 0)
                 await in_flight_is_over(r)
 
     rig.run(body())

@@ -14,6 +14,7 @@ import pytest
 
 from servestate.planner.table import Guard, Limit, Mirror, RoutingTable, Traffic
 from servestate.runtime.router.guards.guard import LiveGuard
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
@@ -415,6 +416,101 @@ def test_a_guard_that_takes_too_long_says_so(held: threading.Event) -> None:
                 await nothing_is_left(r, up)
                 held.set()
                 await asyncio.sleep(0.02)
+
+    rig.run(body())
+
+
+async def together(r: Rig, *bodies: bytes) -> list[rig.Answer]:
+    return list(await asyncio.gather(*(ask(r, request(one)) for one in bodies)))
+
+
+async def looked_at(r: Rig) -> asyncio.Task[rig.Answer]:
+    """A request that a thread has taken up."""
+    task = asyncio.ensure_future(ask(r, request(chat("hello"))))
+    await until(lambda: bool(guard_threads()))
+    await asyncio.sleep(0.05)
+    return task
+
+
+def guard_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith("guard-")]
+
+
+def test_requests_that_guards_have_no_room_for_come_again(held: threading.Event) -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
+            r.router.guards = GuardThreads(threads=1, waiting=4)
+            asking = [await looked_at(r)]
+            asking += [asyncio.ensure_future(ask(r, request(chat(f"hello {n}")))) for n in range(5)]
+            await until(lambda: sum(one.done() for one in asking) == 3)
+            for one in asking:
+                if one.done():
+                    assert one.result().status == 503
+                    assert int(one.result().fields["retry-after"]) >= 1
+            assert counted(r) == {("chat-ep", "input", "busy"): 3}
+            assert len(guard_threads()) == 1
+            assert not up.received
+            held.set()
+            assert sorted([(await one).status for one in asking]) == [200] * 3 + [503] * 3
+            assert {answer.status for answer in await together(r, *[chat("again")] * 2)} == {200}
+            r.router.guards.close()
+            assert not guard_threads()
+            await nothing_is_left(r, up)
+
+    rig.run(body())
+
+
+def test_who_leaves_while_it_waits_for_a_guard_gives_its_place_back(held: threading.Event) -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
+            r.router.guards = guards = GuardThreads(threads=1, waiting=4)
+            first = await looked_at(r)
+            for _ in range(20):
+                leaving = [(await r.connect())[1] for _ in range(2)]
+                for writer in leaving:
+                    writer.write(request(chat("hello")))
+                await until(lambda: r.router.inflight == 3)
+                for writer in leaving:
+                    writer.transport.abort()
+                await until(lambda: r.router.inflight == 1)
+            assert not counted(r), "none was turned away"
+            held.set()
+            assert (await first).status == 200
+            assert len(up.received) == 1
+            guards.close()
+
+    rig.run(body())
+
+
+def test_an_answer_that_guards_have_no_room_for_is_not_to_be_repeated(held: threading.Event) -> None:
+    async def body() -> None:
+        async with Upstream(says(said("hello"))) as up, serving(guarded(up.url, after=WORDS)) as r:
+            r.router.guards = guards = GuardThreads(threads=1, waiting=1)
+            asking = [await looked_at(r)]
+            asking += [asyncio.ensure_future(ask(r, request(chat("hello")))) for _ in range(2)]
+            await until(lambda: any(one.done() for one in asking))
+            (got,) = [one.result() for one in asking if one.done()]
+            assert (got.status, got.fields["servestate-retry"]) == (500, "unsafe")
+            assert counted(r) == {("chat-ep", "output", "busy"): 1}
+            assert r.router.report()["replicas"]["a#0"]["state"] == "healthy"
+            held.set()
+            assert sorted([(await one).status for one in asking]) == [200, 200, 500]
+            guards.close()
+
+    rig.run(body())
+
+
+def test_the_threads_of_guards_end_with_the_router(held: threading.Event) -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
+            asking = [asyncio.ensure_future(ask(r, request(chat("hello")))) for _ in range(5)]
+            await until(lambda: r.router.inflight == 5)
+            assert len(guard_threads()) == 2
+            r.router.abort()
+            held.set()
+            await asyncio.gather(*asking)
+        assert not guard_threads()
+        assert not up.received
 
     rig.run(body())
 

@@ -117,6 +117,97 @@ def test_names_of_the_structure_are_no_content() -> None:
         sent(guard, CHAT, body)
 
 
+def tool(**function: Any) -> dict[str, Any]:
+    return chat("hi", tools=[{"type": "function", "function": {"name": "f", **function}}])
+
+
+def schema(*names: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": "string"} for name in names}, **more}
+
+
+READ_AS_NAMES: list[tuple[Kind, Any]] = [
+    (CHAT, {"messages": [{"role": "secret plan", "content": "hi"}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "secret plan", "text": "hi"}]}]}),
+    (CHAT, {"messages": [{"role": "tool", "tool_call_id": "secret plan", "content": "hi"}]}),
+    (CHAT, {"messages": [{"role": "user", "name": "secret plan", "content": "hi"}]}),
+    (CHAT, {"messages": [{"role": "user", "content": "hi", "secret plan": 1}]}),
+    (CHAT, tool(name="secret plan")),
+    (CHAT, tool(parameters=schema("Secret  Plan"))),
+    (CHAT, tool(parameters=schema("a", properties={"b": schema("secret plan")}))),
+    (CHAT, tool(parameters=schema("a", properties={"logprobs": {"description": "secret plan"}}))),
+    (CHAT, {"messages": [{"role": "user", "content": [{"token_ids": {"text": "secret plan"}}]}]}),
+    (CHAT, tool(parameters=schema("a", **{"$defs": {"secret plan": {}}}))),
+    (CHAT, b'{"messages":[],"tools":[{"function":{"parameters":{"properties":{"s\\u0065cret plan":{}}}}}]}'),
+    (CHAT, chat("hi", functions=[{"name": "f", "parameters": schema("secret plan")}])),
+    (CHAT, chat("hi", documents=[{"secret plan": "x"}])),
+    (
+        CHAT,
+        {
+            "messages": [
+                {"role": "assistant", "tool_calls": [{"function": {"arguments": {"secret plan": 1}}}]}
+            ]
+        },
+    ),
+    (COMPLETION, {"prompt": "hi", "response_format": {"json_schema": {"schema": schema("secret plan")}}}),
+    (CUSTOM, {"dataframe_records": [{"a": 1, "secret plan": 2}]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), READ_AS_NAMES)
+def test_a_keyword_refuses_as_a_name_that_the_model_reads(kind: Kind, body: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        sent(WORDS, kind, body)
+    assert why(refused) == "a guardrail refused the request: it holds an invalid keyword"
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
+def test_known_roles_are_no_content_and_others_are(role: str) -> None:
+    guard = LiveGuard(Guard((role, "pirate")))
+    message = {"role": role, "content": "hi"}
+    assert sent(guard, CHAT, {"messages": [message]})
+    for other in ("pirate", f"{role} pirate", f" {role}"):
+        with pytest.raises(Refused):
+            sent(guard, CHAT, {"messages": [{"role": other, "content": "hi"}]})
+
+
+def test_the_vocabulary_of_schemas_is_no_content_but_a_property_of_that_name_is() -> None:
+    guard = LiveGuard(Guard(("properties", "required", "description", "usage")))
+    body = tool(parameters=schema("a", required=["a"], description="x"), description="y")
+    body["stream_options"] = {"include_usage": True}
+    assert sent(guard, CHAT, body) == json.dumps(body).encode()
+    with pytest.raises(Refused):
+        sent(guard, CHAT, tool(parameters=schema("description")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CHAT, {"messages": [{"role": "jane@example.com", "content": "hi"}]}),
+        (CHAT, {"messages": [{"role": "user", "name": "jane@example.com", "content": "hi"}]}),
+        (CHAT, tool(name="415-555-2671")),
+        (CHAT, tool(parameters=schema("jane@example.com"))),
+        (CUSTOM, {"dataframe_records": [{"jane@example.com": 1}]}),
+    ],
+)
+def test_personal_data_in_a_name_is_refused_and_never_rewritten(kind: Kind, body: Any) -> None:
+    for guard in (BLOCK, MASK):
+        with pytest.raises(Refused) as refused:
+            sent(guard, kind, body)
+        assert "personal data" in why(refused)
+        assert "jane" not in why(refused)
+
+
+def test_a_column_called_name_is_masked() -> None:
+    raw = b'{"dataframe_records":[{"name":"jane@example.com"}]}'
+    assert MASK.request(CUSTOM, raw, {}) == raw.replace(b"jane@example.com", b"<EMAIL_ADDRESS>")
+
+
+def test_many_rows_of_the_same_columns_are_one_set_of_names() -> None:
+    row = {f"column_with_a_long_name_{n}": n for n in range(10)}
+    body = {"dataframe_records": [row] * 20_000}
+    assert sent(BLOCK, CUSTOM, body)
+
+
 def test_pictures_pass_and_files_do_not() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8abc=="}}
     sound = {"type": "input_audio", "input_audio": {"data": "abcd", "format": "wav"}}
@@ -327,6 +418,8 @@ def test_an_answer_is_masked_in_place() -> None:
         completion("x", reasoning_content="secret plan"),
         completion(None, refusal="no secret plan"),
         completion([{"type": "text", "text": "secret"}, {"type": "text", "text": "plan"}]),
+        completion(None, tool_calls=[{"function": {"name": "secret plan", "arguments": "{}"}}]),
+        completion(None, tool_calls=[{"function": {"name": "f", "arguments": {"secret plan": 1}}}]),
         {"error": {"message": "secret plan"}},
         ["secret plan"],
         "secret plan",

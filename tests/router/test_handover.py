@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,13 +19,14 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Limit
 from servestate.runtime.router.process.handover import path_beside, predecessor_of
 from servestate.runtime.router.process.listen import Sockets
+from servestate.runtime.router.process.merging import NOTHING
 from servestate.runtime.router.process.server import Router
 from servestate.runtime.router_link import ControlSocket
 from tests.router import rig
-from tests.router.processes import Process, launched, load, status, when
+from tests.router.processes import PROGRAM, Process, control, launched, load, status, when
 from tests.router.rig import Answer, bounded, read_answer, request, write_table
 from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, sse_head, table
 
 
 @asynccontextmanager
@@ -219,6 +223,86 @@ def test_a_successor_that_dies_late_finds_its_place_taken_back(
         await old.stop()
         assert not settings.control_path.exists()
         assert not path_beside(settings.control_path).exists()
+
+    rig.run(body())
+
+
+_DIES_LAST = """
+import os, signal
+from servestate.runtime.router.process.handover import Predecessor
+Predecessor.follow = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Once all its sockets are open, before it has said so."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_successor_that_was_killed_there_can_be_another(tmp_path: Path, workers: int) -> None:
+    """It leaves its sockets' files where those of the router that serves were."""
+
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                given = json.dumps({"workers": workers, "replace": True})
+                for _ in range(2):
+                    killed = await asyncio.create_subprocess_exec(
+                        sys.executable, "-c", _DIES_LAST + PROGRAM, str(tmp_path), given
+                    )
+                    assert await bounded(killed.wait(), 20) == -signal.SIGKILL
+                    told = await when(tmp_path, lambda told: told["pid"] == old.pid)
+                    assert "replacing" not in told
+                async with successor(tmp_path, workers=workers) as taking_over:
+                    new = await taking_over
+                    assert await asyncio.to_thread(old.wait) == 0
+                    assert (await ask(new.port)).status == 200
+
+    rig.run(body())
+
+
+def test_a_router_that_is_not_there_for_a_successor_is_not_replaced(tmp_path: Path) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        settings = config(tmp_path)
+        router = rig.service(settings)
+        await router.start()
+        path_beside(settings.control_path).unlink()
+        with pytest.raises(InvalidInput, match=r"SS642 .*not there for a successor"):
+            await asyncio.to_thread(predecessor_of, settings.control_path)
+        await router.stop()
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_while_it_drains_it_says_no_more_than_is_asked(tmp_path: Path, workers: int) -> None:
+    """It does so many times a second, and everything would be thousands of numbers for many endpoints."""
+
+    async def body() -> None:
+        held = asyncio.Event()
+
+        async def hold(received: Received, writer: asyncio.StreamWriter) -> None:
+            await asyncio.wait_for(held.wait(), 5)
+            writer.write(answer())
+
+        async with Upstream(hold) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url), entity("b", 0, up.url)))
+            with launched(tmp_path, workers=workers) as old:
+                asking = asyncio.create_task(ask(old.port))
+                await rig.until(lambda: len(up.received) == 1)
+                predecessor = await asyncio.to_thread(predecessor_of, tmp_path / "control.sock")
+                assert predecessor is not None
+                await predecessor.follow()
+                await rig.until(lambda: predecessor.report is not None)
+                asked = json.loads(await asyncio.to_thread(control, tmp_path, "/status?brief"))
+                wanted = {"table_version": 1, "table_error": None, "connections": 1}
+                assert predecessor.report == asked == {**wanted, "replicas": {"a#0": {"inflight": 1}}}
+                held.set()
+                assert (await asking).status == 200
+                await bounded(predecessor.gone.wait())
+                assert predecessor.report == NOTHING
+                predecessor.belongings.sockets.close()
 
     rig.run(body())
 

@@ -12,9 +12,8 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router.relay import Relay
 from servestate.runtime.router.routes import NotFound, ToManagement, resolve, resolve_with_management
 from tests.router import rig
-from tests.router.rig import QUICK, ask, bearer, read_answer, request, serving, write_table
-from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, table
+from tests.router.rig import QUICK, ask, bearer, config, read_answer, request, serving, write_table
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, hangs_up, says, table
 
 LIST = "/api/2.0/serving-endpoints"
 NOTHING = table(entity("a", 100))
@@ -217,13 +216,7 @@ def test_an_answer_that_never_comes(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "api.sock"
 
-        async def dies(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.transport.abort()
-
-        async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
-        async with Upstream(dies, path=path) as api, serving(NOTHING, api=path) as r:
+        async with Upstream(hangs_up, path=path) as api, serving(NOTHING, api=path) as r:
             got = await ask(r, call(method="POST"), r.management_port)
             assert (got.status, got.fields["servestate-retry"]) == (504, "unsafe")
             assert len(api.received) == 1
@@ -266,9 +259,6 @@ def test_a_client_that_leaves_cancels(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "api.sock"
 
-        async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
         async with Upstream(hangs, path=path) as api, serving(NOTHING, api=path) as r:
             _, writer = await r.connect(r.management_port)
             writer.write(call(method="POST"))
@@ -296,11 +286,7 @@ def test_a_slow_client_holds_the_api_back(tmp_path: Path) -> None:
             reader, writer = await r.connect(r.management_port)
             writer.transport.pause_reading()
             writer.write(call())
-            await asyncio.sleep(0.2)
-            before = sent
-            assert before < 400
-            await asyncio.sleep(0.1)
-            assert sent == before
+            assert await rig.settled(lambda: sent, 0.2) < 400
             writer.transport.resume_reading()
             got = await rig.bounded(read_answer(reader))
             assert (got.whole, len(got.body)) == (True, 400 * 65536)

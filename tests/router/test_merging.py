@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from servestate.runtime.router.process.merging import NOTHING, Past, merged, with_predecessor
+from servestate.runtime.router.process.merging import NOTHING, Past, merged, named_in, with_predecessor
 from servestate.runtime.router.records.families import FAMILIES
 from servestate.runtime.router.records.metrics import merge
 
@@ -63,14 +63,16 @@ def test_the_worst_that_a_worker_says_of_a_replica_is_reported() -> None:
     assert found["replicas"]["b#0"]["inflight"] == 5
 
 
+def used(requester: str, tokens: int, endpoint: str = "e") -> dict[str, Any]:
+    whose = {"endpoint": endpoint, "entity": "a", "requester": requester, "estimated": False}
+    return {**whose, "requests": 1, "input_tokens": tokens, "output_tokens": 1}
+
+
+def books(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {"access_log_error": None, "dropped": {"usage": 1}, "usage": list(rows)}
+
+
 def test_tokens_are_summed_by_whose_they_are() -> None:
-    def used(requester: str, tokens: int) -> dict[str, Any]:
-        whose = {"endpoint": "e", "entity": "a", "requester": requester, "estimated": False}
-        return {**whose, "requests": 1, "input_tokens": tokens, "output_tokens": 1}
-
-    def books(*rows: dict[str, Any]) -> dict[str, Any]:
-        return {"access_log_error": None, "dropped": {}, "usage": list(rows)}
-
     one, other = report(books=books(used("u", 5), used("v", 7))), report(books=books(used("u", 6)))
     usage = {row["requester"]: row for row in merged([one, other])["books"]["usage"]}
     assert (usage["u"]["input_tokens"], usage["u"]["requests"], usage["v"]["input_tokens"]) == (11, 2, 7)
@@ -89,11 +91,37 @@ def test_what_the_dead_had_counted_stays_and_what_they_were_doing_does_not() -> 
     assert merged([report()], [past.report])["endpoints"]["e"]["entities"]["a"]["assigned"] == 25
 
 
+def test_what_the_dead_had_noted_of_usage_and_lost_stays() -> None:
+    past = Past()
+    for tokens in (5, 6):
+        past.told("report", report(books=books(used("u", tokens), used("u", 9, "gone"))))
+        past.settle()
+    past.settle()
+    told = merged([report(books=books(used("u", 1)))], [past.settled("report")])["books"]
+    assert [(row["endpoint"], row["input_tokens"], row["requests"]) for row in told["usage"]] == [
+        ("e", 12, 3)
+    ]
+    assert told["dropped"] == {"usage": 3}
+
+
+def test_what_is_gone_from_the_table_does_not_come_back_with_its_name() -> None:
+    past = Past()
+    past.told("report", report(entities={"a": counted(10), "b": counted(3)}))
+    past.settle()
+    past.keep_report(merged([report()], [past.report])["endpoints"])
+    told = merged([report(entities={"a": counted(10), "b": counted(0)})], [past.report])
+    entities = told["endpoints"]["e"]["entities"]
+    assert {name: one["assigned"] for name, one in entities.items()} == {"a": 10, "b": 0}
+    past.keep_report({})
+    assert merged([report()], [past.report])["endpoints"]["e"]["entities"]["a"]["statuses"]["2xx"] == 10
+
+
 def test_of_the_dead_no_turns_by_other_weights_and_no_endpoint_that_is_gone() -> None:
     past = Past()
     past.told("report", report(entities={"a": counted(10, weight=50), "gone": counted(3)}))
     past.settle()
-    found = merged([report()], [past.report, {"endpoints": {"forgotten": report()["endpoints"]["e"]}}])
+    gone = {**past.report, "endpoints": {"forgotten": report()["endpoints"]["e"]}}
+    found = merged([report()], [past.report, gone])
     assert set(found["endpoints"]) == {"e"}
     entities = found["endpoints"]["e"]["entities"]
     assert set(entities) == {"a"}
@@ -128,3 +156,27 @@ def test_counters_never_fall_and_gauges_of_the_dead_are_gone() -> None:
     found = merge([snapshot(1), past.snapshot])
     assert found["servestate_requests_total"] == [[["e", "a", "200", "split"], 11]]
     assert found["servestate_inflight"] == [[["e", "a"], 3]]
+
+
+def test_series_of_what_no_table_has_any_more_are_gone() -> None:
+    lasting = {
+        "servestate_requests_total": [[["e", "", "404", "refused"], 2], [["", "", "404", "refused"], 3]],
+        "servestate_log_dropped_total": [[["usage"], 4]],
+    }
+    gone = {
+        "servestate_requests_total": [[["gone", "a", "200", "split"], 9], [["e", "gone", "200", "split"], 9]],
+        "servestate_fallbacks_total": [[["e", "a", "gone", "timeout"], 1]],
+    }
+    found: dict[str, list[Any]] = {name: [] for name in FAMILIES}
+    for samples in (lasting, gone):
+        for name, these in samples.items():
+            found[name] = found[name] + these
+    past = Past()
+    past.told("metrics", found)
+    past.settle()
+    living = {
+        "servestate_config_version": [[["e"], 1]],
+        "servestate_split_assigned_total": [[["e", "a", "exact"], 1]],
+    }
+    past.keep_metrics(named_in([living, living]))
+    assert {name: samples for name, samples in past.snapshot.items() if samples} == lasting

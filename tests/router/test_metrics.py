@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from servestate.planner.table import EntityRoute, Traffic
+from servestate.planner.table import Backend, EntityRoute, Traffic
 from servestate.runtime.router.messages.body import CUSTOM, EMBEDDING
 from servestate.runtime.router.records.exposition import expose
 from servestate.runtime.router.records.families import FAMILIES, Snapshot
@@ -77,10 +77,65 @@ def test_a_whole_stream_is_in_every_histogram() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "provider"),
+    [
+        ("https://api.openai.com/v1/chat/completions", "openai"),
+        ("https://eu.api.openai.com/v1", "openai"),
+        (
+            "https://mine.openai.azure.com/openai/deployments/x/chat/completions?api-version=1",
+            "azure.ai.openai",
+        ),
+        ("https://mine.services.ai.azure.com/models/chat/completions", "azure.ai.inference"),
+        ("https://API.Anthropic.com:443/v1/messages", "anthropic"),
+        ("https://bedrock-runtime.us-west-2.amazonaws.com/openai/v1/chat/completions", "aws.bedrock"),
+        ("https://europe-west4-aiplatform.googleapis.com/v1/projects/p", "gcp.vertex_ai"),
+        ("https://aiplatform.googleapis.com/v1/projects/p", "gcp.vertex_ai"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai/chat/completions", "gcp.gemini"),
+        ("https://api.cohere.com/v1", "cohere"),
+        ("https://us-south.ml.cloud.ibm.com/ml/v1/text/chat", "ibm.watsonx.ai"),
+        ("https://api.x.ai/v1", "x_ai"),
+        ("https://dbc-1.cloud.databricks.com/serving-endpoints/e/invocations", "databricks"),
+        ("https://adb-1.2.azuredatabricks.net/serving-endpoints/e/invocations", "databricks"),
+        ("https://api.openai.com.evil.example/v1", "external"),
+        ("https://notapi.openai.com.example/v1", "external"),
+        ("https://xapi.openai.com/v1", "external"),
+        ("http://127.0.0.1:9/v1", "external"),
+    ],
+)
+def test_an_external_models_provider_is_known_by_its_host(url: str, provider: str) -> None:
+    table = elsewhere(url)
+    snapshot = counted(table, recorded(table, streaming=True, first_s=0.05, total_s=1.05))
+    labels = {"gen_ai_provider_name": provider, "gen_ai_operation_name": "chat"}
+    for name in (
+        "gen_ai_server_request_duration_seconds",
+        "gen_ai_client_operation_duration_seconds",
+        "gen_ai_client_operation_time_to_first_chunk_seconds",
+    ):
+        assert value(snapshot, f"{name}_count", **labels) == 1
+
+
+def elsewhere(url: str) -> LiveTable:
+    """A table whose entity `a` is an external model."""
+    made = routes(entities="a")
+    entity = replace(made.entities[0], fixed_path=True, backends=(Backend("chat-ep/a@rev#0", url),))
+    return live(replace(made, entities=(entity,)))
+
+
+def test_a_model_that_runs_here_has_no_client() -> None:
+    table = live()
+    snapshot = counted(table, recorded(table, streaming=True, first_s=0.05))
+    assert not snapshot["gen_ai_client_operation_duration_seconds"]
+    assert not snapshot["gen_ai_client_operation_time_to_first_chunk_seconds"]
+
+
 def test_the_bounds_are_those_of_the_conventions() -> None:
     bounds = {name: family.bounds for name, family in FAMILIES.items() if name.startswith("gen_ai")}
     assert bounds["gen_ai_server_request_duration_seconds"] == pytest.approx(
         (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+    )
+    assert bounds["gen_ai_client_operation_duration_seconds"] == pytest.approx(
+        tuple(0.01 * 2**n for n in range(14))
     )
     assert bounds["gen_ai_server_time_to_first_token_seconds"] == (
         *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),

@@ -9,8 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.router import rig
-from tests.router.rig import bearer, keyring, request, service, write_table
-from tests.router.test_tables import config
+from tests.router.rig import bearer, config, keyring, request, service, write_table
 from tests.router.upstreams import Upstream, entity, table
 
 

@@ -10,13 +10,9 @@ from servestate.runtime.router import client
 from servestate.runtime.router.http.errors import Shape
 from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, resolve
 from tests.router import rig
+from tests.router.corpus import names
 from tests.router.rig import CHAT, read_answer, serving
 from tests.router.upstreams import Upstream, entity, table
-
-
-def names(text: str) -> list[str]:
-    return text.split()
-
 
 FORBIDDEN = names("""
 /pause /resume /is_paused /abort_requests /update_weights /update_weights_from_disk

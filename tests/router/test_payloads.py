@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,12 +17,14 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Payloads
-from servestate.runtime.router.records import parquet, payloads
+from servestate.runtime.router.records import parquet, payloads, writer
 from servestate.runtime.router.records.aggregation import aggregated
 from servestate.runtime.router.records.payloads import Entry, ParquetTable, PayloadLogs, row
 from servestate.runtime.router.records.record import Record
 from servestate.runtime.router.records.redaction import Redaction
 from servestate.runtime.router.records.rotation import Rotation
+from servestate.runtime.router.records.writer import Room
+from servestate.runtime.router.routing import LiveTable
 from tests.router.records import PAYLOADS, live, recorded, routes
 
 TABLE = live(routes(payloads=PAYLOADS))
@@ -45,9 +49,8 @@ def logs(
 
 
 def close(made: PayloadLogs) -> None:
-    for writer in made.writers.values():
-        writer.close(5.0)
-        assert not writer.error
+    made.close(5.0)
+    assert not made.errors
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -55,6 +58,32 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+class Longest:
+    """How long no other thread got its turn, at most, while this is open."""
+
+    stood_still_s = 0.0
+
+    def __enter__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(0.001)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        sys.setswitchinterval(self._interval)
+
+    def _watch(self) -> None:
+        last = time.perf_counter()
+        while not self._over.is_set():
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            self.stood_still_s = max(self.stood_still_s, now - last)
+            last = now
 
 
 def test_a_row_has_the_columns_of_the_serving_api(tmp_path: Path) -> None:
@@ -109,7 +138,7 @@ def test_parquet_files_are_written_by_size_and_by_age_and_the_oldest_go(
     pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     monkeypatch.setattr(payloads, "PARQUET_BYTES", 100)
     folder = tmp_path / "table"
-    table = ParquetTable(folder, most_bytes=20_000, worker=1)
+    table = ParquetTable(folder, most_bytes=20_000, worker=1, room=Room(1 << 20))
     waiting = deque([Entry(said(), PAYLOADS, Redaction())])
     table.write(waiting, last=False)
     assert len(waiting) == 1, "neither full nor old"
@@ -233,8 +262,60 @@ def test_configured_values_are_hidden_in_every_form_and_where_the_text_was_cut()
     assert redaction.hide("text " + value[:12]) == "text " + value[:12]
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("before", ["key:\\n", "a\\tb \\t", "\\u000a", "ключ"])
+def test_a_key_begins_after_an_escaped_character_too(before: str, key: str) -> None:
+    assert Redaction().hide(before + key) == before + "***"
+
+
+PUBLIC = ('{"password":"', "Bearer ")
+
+
+@pytest.mark.parametrize(
+    "key", [*KEYS[:-1], '{"password":"0123456789abcdef', "Bearer abcdefghijklmnopqrstuvwx"]
+)
+def test_half_a_key_at_a_cut_is_hidden(key: str) -> None:
+    """Wherever the cut is, and whether or not what follows it is known."""
+    public = next((len(one) for one in PUBLIC if key.startswith(one)), 0)
+    for kept in range(max(public, 11), len(key)):
+        assert Redaction().hide(f"use {key[:kept]}", cut=True) == f"use {key[:public]}***"
+    body = f"{'x' * 500} {key} {' ' * 60_000}".encode()
+    for most in range(501 + public, 502 + len(key)):
+        found = one_row(said(answer=body), replace(PAYLOADS, max_body_bytes=most))
+        assert found["logging_error_codes"] == ["MAX_RESPONSE_SIZE_EXCEEDED"]
+        assert set(found["response"][501 + public :]) <= set("* "), "the whole key was seen"
+
+
+def test_half_of_a_short_value_at_a_cut_is_hidden() -> None:
+    redaction = Redaction(["tiger!", "a-long-configured-value"])
+    assert redaction.hide("it is tig", cut=True) == "it is ***"
+    assert redaction.hide("it is ti", cut=True) == "it is ti"
+    assert redaction.hide("it is a-long-c", cut=True) == "it is ***"
+
+
+def test_members_are_found_wherever_they_stand_in_a_long_text() -> None:
+    member = '"my_api_key" : "abc"'
+    for before in (16_360, 16_380, 16_384, 16_390, 32_768, 40_000):
+        assert Redaction().hide("x" * before + member) == "x" * before + '"my_api_key" : "***"'
+    many = f"{'x' * 1000}{member}" * 200
+    assert Redaction().hide(many) == many.replace("abc", "***")
+
+
+def test_only_what_may_be_written_is_looked_through() -> None:
+    """And never much of it at once, since the loop stands still meanwhile."""
+    body = b'{"messages":[{"role":"user","content":"' + b'say \\"hi\\" to the dog. ' * 700_000
+    longest = Longest()
+    with longest:
+        found = one_row(said(request=body))
+    assert len(found["request"]) == PAYLOADS.max_body_bytes
+    assert longest.stood_still_s < 0.05
+
+
 def test_redaction_takes_linear_time() -> None:
     for text in (
+        "eyJ-" * 200_000,
+        "\\neyJ" * 200_000,
+        "-----BEGIN PRIVATE KEY----------END " * 5_000,
         '"password":"' * 20_000,
         '"api_key":"' + '\\"' * 200_000,
         "\\" * 500_000,
@@ -311,18 +392,97 @@ def test_completions_and_broken_streams() -> None:
 def test_bodies_beyond_the_queue_are_dropped_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payloads, "QUEUE_BYTES", 100_000)
+    monkeypatch.setattr(payloads, "ROOM_BYTES", 100_000)
     (tmp_path / "main.logs.chat_payload").write_text("in the way")
     made = logs(tmp_path)
     for _ in range(100):
         made.ended(said(answer=b"x" * 9000))
     assert made.dropped == 91
-    (writer,) = made.writers.values()
-    until(lambda: bool(writer.error))
+    until(lambda: bool(made.errors))
     (tmp_path / "main.logs.chat_payload").unlink()
     close(made)
     assert len((tmp_path / "main.logs.chat_payload/payload.jsonl").read_text().splitlines()) == 9
     assert made.dropped == 91
+
+
+def tables(folder: Path, count: int, **more: Any) -> tuple[PayloadLogs, LiveTable]:
+    """So many inference tables, of the endpoints ep-0, ep-1 and so on."""
+    rules = (replace(PAYLOADS, table=f"main.logs.{n}", **more) for n in range(count))
+    table = live(*(routes(f"ep-{n}", payloads=rule) for n, rule in enumerate(rules)))
+    made = PayloadLogs(folder, Rotation(1 << 26, 3))
+    made.adopt(table.source, ())
+    return made, table
+
+
+def rows(folder: Path, number: int) -> list[dict[str, Any]]:
+    path = folder / f"main.logs.{number}/payload.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_all_tables_share_a_thread_and_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that cannot be written fill the room one after the other; the last one gets its part."""
+    monkeypatch.setattr(payloads, "ROOM_BYTES", 1_000_000)
+    monkeypatch.setattr(writer, "_TURN_BYTES", 20_000)
+    before = threading.active_count()
+    made, table = tables(tmp_path, 10)
+    assert threading.active_count() == before + 1
+    for number in range(9):
+        (tmp_path / f"main.logs.{number}").write_text("in the way")
+        for _ in range(200):
+            made.ended(recorded(table, f"ep-{number}", answer=b"x" * 9000))
+    until(lambda: len(made.errors) == 9)
+    held = [queue.held for queue in made.queues.values()]
+    assert 980_000 < sum(held) <= 1_000_000
+    for _ in range(9):
+        made.ended(recorded(table, "ep-9", answer=b"y" * 9000))
+    until(lambda: len(rows(tmp_path, 9)) == 9)
+    assert made.dropped >= 9 * 200 - 99
+    for number in range(9):
+        (tmp_path / f"main.logs.{number}").unlink()
+    made.close(5.0)
+    assert sum(len(rows(tmp_path, number)) for number in range(9)) == 9 * 200 - made.dropped
+    assert threading.active_count() == before
+
+
+def test_parquet_tables_wait_for_more_rows_only_while_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    monkeypatch.setattr(payloads, "ROOM_BYTES", 200_000)
+    made, table = tables(tmp_path, 4, format="parquet")
+    for number in range(4):
+        made.ended(recorded(table, f"ep-{number}", answer=b"x" * 9000))
+    time.sleep(0.5)
+    assert not list(tmp_path.glob("*/*.parquet"))
+    for number in range(12):
+        made.ended(recorded(table, f"ep-{number % 4}", answer=b"x" * 9000))
+    until(lambda: bool(list(tmp_path.glob("*/*.parquet"))))
+    assert made.dropped == 0
+    made.close(5.0)
+
+
+def test_a_table_waits_for_a_turn_of_the_others_and_not_for_all_that_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_TURN_BYTES", 100_000)
+    made, table = tables(tmp_path, 2)
+    for _ in range(60):
+        made.ended(recorded(table, "ep-0", answer=b'{"a":"hello"}' * 7_000))
+    made.ended(recorded(table, "ep-1"))
+    until(lambda: len(rows(tmp_path, 1)) == 1)
+    assert len(rows(tmp_path, 0)) < 50
+    made.close(10.0)
+    assert len(rows(tmp_path, 0)) == 60
+
+
+def test_no_more_of_a_request_waits_than_may_be_written(tmp_path: Path) -> None:
+    made = logs(tmp_path, replace(PAYLOADS, max_body_bytes=100))
+    record = said(request=b"x" * 5_000_000)
+    made.ended(record)
+    assert len(record.request or b"") < 20_000
+    close(made)
+    (line,) = (tmp_path / PAYLOADS.table / "payload.jsonl").read_text().splitlines()
+    assert json.loads(line)["logging_error_codes"] == ["MAX_REQUEST_SIZE_EXCEEDED"]
 
 
 def test_a_new_rule_takes_over_and_the_old_one_ends(tmp_path: Path) -> None:
@@ -333,7 +493,7 @@ def test_a_new_rule_takes_over_and_the_old_one_ends(tmp_path: Path) -> None:
     made.ended(said())
     made.adopt(live(routes()).source, ())
     made.ended(said())
-    assert not made.writers
+    assert not made.queues
     for name in (PAYLOADS.table, other.table):
         path = tmp_path / name / "payload.jsonl"
         until(lambda p=path: p.exists() and len(p.read_text().splitlines()) == 1)  # type: ignore[misc]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.router import rig
 from tests.router.rig import QUICK, ask, read_answer, request, serving
-from tests.router.upstreams import Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import Upstream, answer, chunk, entity, hangs, says, sse_head, table
 
 
 def test_a_chat_reaches_the_engine_and_only_the_model_changes() -> None:
@@ -168,13 +169,8 @@ def test_the_control_socket_reports() -> None:
 
 def test_slow_upstreams_meet_the_deadline() -> None:
     async def body() -> None:
-        async def script(received, writer) -> None:
-            await asyncio.sleep(3600)
-
-        from dataclasses import replace
-
         limits = replace(QUICK, request_s=0.05)
-        async with Upstream(script) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url)), limits) as r:
             got = await ask(r, request())
             assert (got.status, got.json()["error_code"]) == (504, "DEADLINE_EXCEEDED")
             assert got.fields["servestate-retry"] == "unsafe"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 
 from servestate.planner.table import Guard, Limit, Mirror, Payloads, RoutingTable, Traffic
 from servestate.runtime.router.proxy import Exchange
-from tests.router import rig
+from tests.router import rig, upstreams
 from tests.router.kept import KeepingRig, keeping
 from tests.router.leftovers import nothing_is_left
-from tests.router.rig import ask, bearer, request, until
-from tests.router.upstreams import Received, Script, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.rig import ask, bearer, chat, request, until
+from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
 
 INVOKE = "/serving-endpoints/chat-ep/invocations"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -26,31 +27,12 @@ PIECES = tuple(
     for word in (b"one ", b"two ", b"three")
 )
 USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":2,"completion_tokens":3}}\n\n'
+streams = partial(upstreams.streams, usage=USAGE)
 
 
 def recorded(url: str, percent: int = 100, most: int = 1 << 20, **more: Any) -> RoutingTable:
     rule = Payloads("main.logs.chat", percent=percent, max_body_bytes=most)
     return table(entity("a", 100, url), payloads=rule, **more)
-
-
-def chat(text: str = "hi", **more: Any) -> bytes:
-    return json.dumps({"model": "chat-ep", "messages": [{"role": "user", "content": text}], **more}).encode()
-
-
-def streams(*events: bytes, whole: bool = True) -> Script:
-    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-        writer.write(sse_head())
-        asked = b"include_usage" in received.body
-        for event in (*events, *((USAGE,) if asked else ())):
-            writer.write(chunk(event))
-            await writer.drain()
-            await asyncio.sleep(0.001)
-        if whole:
-            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-        else:
-            writer.transport.abort()
-
-    return script
 
 
 async def row(r: KeepingRig) -> dict[str, Any]:

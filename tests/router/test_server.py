@@ -50,6 +50,17 @@ def test_loopback_it_listens_on(tmp_path: Path, host: str) -> None:
     rig.run(body())
 
 
+@pytest.mark.parametrize(
+    ("inflight", "workers", "parts"),
+    [(10, 4, [3, 3, 2, 2]), (8, 4, [2] * 4), (2, 3, [1] * 3), (7, 1, [7]), (None, 2, [4096, 4096])],
+)
+def test_a_bound_of_all_is_divided_without_a_rest(
+    tmp_path: Path, inflight: int | None, workers: int, parts: list[int]
+) -> None:
+    bound = config(tmp_path, workers=workers, inflight=inflight)
+    assert [bound.share(index).limits.inflight for index in range(workers)] == parts
+
+
 def test_a_port_that_is_taken_and_a_control_socket_in_use(tmp_path: Path) -> None:
     async def body() -> None:
         write_table(tmp_path / "table.json", table(entity("a", 100)))

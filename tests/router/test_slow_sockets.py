@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,6 +188,35 @@ def test_a_short_siege() -> None:
         assert faults(outcome, QUICK) == []
 
     rig.run(body())
+
+
+def unsent(port: int) -> int:
+    """Bytes that the system still holds for clients of that port whose sockets are closed (proc(5))."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    sockets = [line.split() for line in lines]
+    closed = [fields for fields in sockets if fields[1].endswith(f":{port:04X}") and fields[3] == "04"]
+    return sum(int(fields[4].partition(":")[0], 16) for fields in closed)
+
+
+def test_the_system_keeps_nothing_for_who_was_shed() -> None:
+    """What a client did not read would stay in memory for minutes after its socket was closed."""
+
+    async def body() -> None:
+        async with Upstream(serve) as up, apart(table(entity("a", 100, up.url)), QUICK) as r:
+            siege = Siege(r.port, 60.0)
+            siege.start(siege.answer, 20)
+            await _connected(r, 20)
+            assert await _left_at_last(r, deadline_of(QUICK) + GRACE_S) == 0
+            assert unsent(r.port) == 0
+            await siege.end()
+
+    rig.run(body())
+
+
+async def _connected(r: Apart, count: int) -> None:
+    async with asyncio.timeout(GRACE_S):
+        while (await r.report())["connections"] < count:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow

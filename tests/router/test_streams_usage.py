@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from servestate.planner.table import Limit, RoutingTable, Traffic
 from servestate.runtime.router.messages.tokens import Meter
-from tests.router import rig
+from tests.router import rig, upstreams
 from tests.router.kept import keeping
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import Answer, Rig, ask, bearer, read_answer, request, serving, until
@@ -31,27 +32,10 @@ def tracked(url: str, **more: Any) -> RoutingTable:
     return table(entity("a", 100, url), **{"usage": True, **more})
 
 
-def chat(**more: Any) -> bytes:
-    document = {"model": "chat-ep", "messages": [{"role": "user", "content": "hello, you"}], **more}
-    return json.dumps(document).encode()
-
-
+chat = partial(rig.chat, "hello, you")
+streams = partial(upstreams.streams, usage=EXTRA)
 STREAM = chat(stream=True)
 ASKING = chat(stream=True, stream_options={"include_usage": True})
-
-
-def streams(*events: bytes) -> Script:
-    """Those events, and what tells of usage if it is asked for."""
-
-    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-        asked = (json.loads(received.body).get("stream_options") or {}).get("include_usage")
-        writer.write(sse_head())
-        for event in (*events, *((EXTRA,) if asked else ()), DONE):
-            writer.write(chunk(event))
-            await writer.drain()
-        writer.write(b"0\r\n\r\n")
-
-    return script
 
 
 def in_two(content: bytes, at: int) -> Script:

@@ -12,9 +12,9 @@ import pytest
 from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Credential, RoutingTable
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import Router, RouterConfig
+from servestate.runtime.router import Router
 from tests.router import rig
-from tests.router.rig import QUICK, Rig, ask, read_answer, request, serving, write_table
+from tests.router.rig import Rig, ask, config, read_answer, request, serving, write_table
 from tests.router.upstreams import Received, Upstream, answer, entity, table
 
 CREDENTIAL = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
@@ -142,11 +142,6 @@ def test_a_bad_table_is_refused_and_the_old_one_serves(make, message: str) -> No
             assert r.router.report()["table_error"] is None
 
     rig.run(body())
-
-
-def config(folder: Path, **more: object) -> RouterConfig:
-    values = {"host": "127.0.0.1", "port": 0, "secrets": EnvSecrets({}), "limits": QUICK, **more}
-    return RouterConfig(folder / "table.json", folder / "control.sock", **values)  # type: ignore[arg-type]
 
 
 def test_it_starts_from_the_last_good_copy(tmp_path: Path) -> None:

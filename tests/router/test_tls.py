@@ -167,6 +167,45 @@ def test_plain_text_and_silence_on_a_tls_port_end_soon(tmp_path: Path, files: Tl
     rig.run(body())
 
 
+def test_who_does_not_end_a_handshake_counts_from_the_start_and_not_for_ever(
+    tmp_path: Path, files: TlsFiles
+) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            limits = replace(QUICK, header_s=1.5, client_sockets=3)
+            router, _ = router_of(tmp_path, files, limits=limits)
+            await router.start()
+            port, trusted = port_of(router), trusting(files.cert)
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            await when(tmp_path, lambda told: told["connections"] == 3)
+            with pytest.raises(OSError):  # noqa: PT011 - reset, or the end of the file
+                await bounded(ask(port, trusted), 1)
+            for reader, _ in silent:
+                assert await bounded(_rest(reader), 3) == b""
+            await when(tmp_path, lambda told: told["connections"] == 0)
+            assert (await ask(port, trusted)).status == 200
+            for _, writer in silent:
+                writer.close()
+            await router.stop()
+
+    rig.run(body())
+
+
+def test_the_end_does_not_wait_for_a_handshake(tmp_path: Path, files: TlsFiles) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100)))
+        router, _ = router_of(tmp_path, files)
+        await router.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(router))
+        await when(tmp_path, lambda told: told["connections"] == 1)
+        await bounded(router.stop(), 3)
+        assert await bounded(_rest(reader), 1) == b""
+        writer.close()
+
+    rig.run(body())
+
+
 async def _rest(reader: asyncio.StreamReader) -> bytes:
     try:
         return await reader.read()

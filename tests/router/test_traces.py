@@ -9,14 +9,24 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servestate.planner.diagnostics import InvalidInput
+from servestate.planner.table import Traffic
+from servestate.providers.secrets import EnvSecrets
+from servestate.runtime.router.records.books import Books
+from servestate.runtime.router.records.exposition import expose
+from servestate.runtime.router.records.keeping import BooksConfig
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.records.traces import Traces
+from tests.router import rig
+from tests.router.kept import keeping
 from tests.router.records import live, recorded
+from tests.router.rig import ask, request
+from tests.router.upstreams import Upstream, answer, entity, says, table
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -30,6 +40,8 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.received: list[tuple[str, bytes]] = []
         self.status = 200
+        self.open = threading.Event()
+        self.open.set()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -57,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.received.append((self.path, body))
+        self.server.open.wait(10)
         self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -151,6 +164,107 @@ def test_what_a_collector_refuses_is_counted_and_said(
     assert collector.received[0][0] == "/custom/path"
     assert traces.exporter.dropped == 1
     assert traces.exporter.error == f"1 spans could not be sent to {collector.url}/custom/path"
+
+
+def test_spans_without_room_are_counted_and_none_is_lost_in_silence(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    collector.open.clear()
+    traces = Traces(collector.url, delay_s=0.01, queued=10)
+    traces.ended(recorded(live()))
+    while not collector.received:
+        time.sleep(0.002)
+    for _ in range(50):
+        traces.ended(recorded(live()))
+    assert traces.dropped == 40
+    collector.open.set()
+    traces.close(5.0)
+    assert len(collector.spans()) == 11
+    assert traces.dropped == 40
+
+
+def test_spans_that_the_exporter_fails_with_are_counted(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(spans: object) -> None:
+        raise RuntimeError("a bug")
+
+    caplog.set_level(logging.CRITICAL)
+    traces = Traces(collector.url, delay_s=0.01)
+    monkeypatch.setattr(traces.exporter._exporter, "export", fails)
+    for _ in range(3):
+        traces.ended(recorded(live()))
+    traces.close(5.0)
+    assert traces.dropped == 3
+    assert traces.exporter.error
+
+
+def test_lost_spans_are_in_the_metrics(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    collector.status = 400
+    books = Books(BooksConfig(otlp=collector.url), EnvSecrets({}))
+    table = live()
+    books.adopt(table)
+    books.ended(recorded(table))
+    books.close(5.0)
+    assert 'servestate_log_dropped_total{log="traces"} 1' in expose(books.snapshot(table, 0)).decode()
+
+
+TRACEPARENTS = {
+    "a sampled one": ("traceparent: " + PARENT.decode() + "\r\ntracestate: a=1\r\n", True),
+    "of a later version": ("traceparent: cc" + PARENT.decode()[2:] + "-more\r\n", True),
+    "none": ("", False),
+    "a broken one": ("traceparent: nonsense\r\ntracestate: a=1\r\n", False),
+    "two": (f"traceparent: {PARENT.decode()}\r\n" * 2, False),
+}
+
+
+@pytest.mark.parametrize("named", TRACEPARENTS)
+def test_the_span_upstream_is_a_child_of_the_routers(
+    named: str, collector: Collector, tmp_path: Path
+) -> None:
+    fields, continues = TRACEPARENTS[named]
+
+    async def body() -> None:
+        async with Upstream() as up:
+            async with keeping(table(entity("a", 100, up.url)), tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request(fields=f"Accept: */*\r\n{fields}"))).status == 200
+            sent = [value for name, value in up.received[0].fields if name == "traceparent"]
+            (span,) = collector.spans()
+            assert sent == [f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"]
+            assert (span.trace_id.hex() == PARENT.split(b"-")[1].decode()) == continues
+            assert span.parent_span_id.hex() == (PARENT.split(b"-")[2].decode() if continues else "")
+            states = [value for name, value in up.received[0].fields if name == "tracestate"]
+            assert states == (["a=1"] if continues and "tracestate" in fields else [])
+            assert ("accept", "*/*") in up.received[0].fields
+
+    rig.run(body())
+
+
+def test_a_trace_that_is_not_sampled_goes_on_as_it_came(collector: Collector, tmp_path: Path) -> None:
+    async def body() -> None:
+        parent = PARENT[:-2].decode() + "00"
+        async with Upstream() as up:
+            async with keeping(table(entity("a", 100, up.url)), tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request(fields=f"traceparent: {parent}\r\n"))).status == 200
+            assert dict(up.received[0].fields)["traceparent"] == parent
+            assert not collector.spans()
+
+    rig.run(body())
+
+
+def test_all_attempts_are_of_one_span(collector: Collector, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream(says(answer(b"{}", "503 Unavailable"))) as a, Upstream() as b:
+            routes = table(entity("a", 100, a.url), entity("b", 0, b.url), traffic=Traffic(fallback=True))
+            async with keeping(routes, tmp_path, otlp=collector.url) as r:
+                assert (await ask(r, request())).status == 200
+            (span,) = collector.spans()
+            sent = {dict(up.received[0].fields)["traceparent"] for up in (a, b)}
+            assert sent == {f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"}
+
+    rig.run(body())
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:

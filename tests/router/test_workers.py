@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +103,9 @@ def test_metrics_are_those_of_all_workers_whichever_is_asked_and_never_fall(tmp_
                 assert {await requests(port) for _ in range(12)} == {40}
                 assert (await ask(router.port)).status == 200
                 assert await requests(port) == 41
+                write_table(tmp_path / "table.json", table(entity("b", 100, up.url), version=2))
+                await when(tmp_path, lambda told: told["table_version"] == 2)
+                assert 'entity="a"' not in control(tmp_path, "/metrics").decode()
 
     rig.run(body())
 
@@ -209,6 +214,29 @@ def test_without_somebody_who_holds_the_socket_its_queue_dies_with_its_process()
                 queued.recv(1)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.slow
+def test_no_more_requests_are_under_way_than_all_workers_may_have(tmp_path: Path) -> None:
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
+            await gate.wait()
+            writer.write(answer())
+
+        async with Upstream(held) as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=3, bound=4) as router:
+                calls = [asyncio.create_task(ask(router.port)) for _ in range(40)]
+                await rig.until(lambda: sum(call.done() for call in calls) + len(up.received) == 40)
+                running = len(up.received)
+                gate.set()
+                found = Counter([(await call).status for call in calls])
+        assert running == 4  # 2, 1 and 1: with 40 connections each of the three has more than its part
+        assert found == {200: 4, 503: 36}
+
+    rig.run(body())
 
 
 @pytest.mark.slow
@@ -339,6 +367,91 @@ def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
             await when(tmp_path, lambda told: all_ready(told, 2, hung), within_s=25)
 
     rig.run(body())
+
+
+_HANGS = """
+import os, sys, time
+where = os.environ["HANGS"]
+told = open(where).read() if os.path.exists(where) else ""
+if told and "servestate.runtime.router.process.worker" in sys.orig_argv:
+    if told == "at once":
+        time.sleep(600)
+    from servestate.runtime.router.process.server import Router
+    async def hang(self, sockets):
+        time.sleep(600)
+    Router.start = hang
+"""
+"""A worker that starts hangs `at once`, or `last` when it should begin; as that file says."""
+
+
+def hanging(folder: Path, when: str = "") -> dict[str, str]:
+    """The environment of a router whose workers hang when they start."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(_HANGS)
+    (folder / "hangs").write_text(when)
+    return {"PYTHONPATH": str(folder / "site"), "HANGS": str(folder / "hangs")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when_it_hangs", ["at once", "last"])
+def test_a_worker_that_hangs_at_its_start_is_killed_and_started_again(
+    tmp_path: Path, when_it_hangs: str
+) -> None:
+    async def body() -> None:
+        write_table(tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1")))
+        with launched(tmp_path, hanging(tmp_path), workers=2, worker_start_s=3) as router:
+            first = workers_of(router)[0]
+            (tmp_path / "hangs").write_text(when_it_hangs)
+            os.kill(first, signal.SIGKILL)
+            await when(tmp_path, lambda told: told["workers"][0]["state"] == "down", within_s=15)
+            (tmp_path / "hangs").write_text("")
+            await when(tmp_path, lambda told: all_ready(told, 2, first), within_s=15)
+            assert router.end() == 0
+            assert "was killed: it was not ready within 3 s; it is replaced in" in router.said
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when_it_hangs", ["at once", "last"])
+def test_the_end_does_not_wait_for_a_worker_that_hangs_at_its_start(
+    tmp_path: Path, when_it_hangs: str
+) -> None:
+    write_table(tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1")))
+    with launched(tmp_path, hanging(tmp_path), workers=2, drain_s=1) as router:
+        first, other = workers_of(router)
+        (tmp_path / "hangs").write_text(when_it_hangs)
+        os.kill(first, signal.SIGKILL)
+        time.sleep(2)
+        began = time.monotonic()
+        assert router.end() == 0
+        assert time.monotonic() - began < 1 + 5 + 2  # drain_s, the overtime, the machine's other work
+        assert not is_alive(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when_it_hangs", ["at once", "last"])
+def test_a_router_whose_workers_hang_does_not_start_and_can_be_ended(
+    tmp_path: Path, when_it_hangs: str
+) -> None:
+    write_table(tmp_path / "table.json", table(entity("a", 100, "http://127.0.0.1:1")))
+    environ = {**os.environ, **hanging(tmp_path, when_it_hangs)}
+    for wait_s, code, said in ((2, 1, "it was killed: it was not ready within 2 s"), (60, 0, "")):
+        given = json.dumps({"workers": 2, "worker_start_s": wait_s, "drain_s": 1})
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path), given],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environ,
+        ) as router:
+            if not code:
+                time.sleep(3)
+                router.send_signal(signal.SIGTERM)
+            out, err = router.communicate(timeout=20)
+        assert (router.returncode, out) == (code, "")
+        assert said in err
+        assert not list(tmp_path.glob("control*"))
 
 
 @pytest.mark.slow

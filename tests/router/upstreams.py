@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,6 +46,11 @@ def answer(body: bytes = b'{"ok":true}', status: str = "200 OK", fields: str = "
     return head.encode() + body
 
 
+BROKEN = answer(b'{"error":{"message":"boom"}}', "500 Internal Server Error")
+DOWN = "http://127.0.0.1:1"
+"""Where nobody listens."""
+
+
 def sse_head() -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -58,6 +64,35 @@ def says(data: bytes) -> Script:
 
     async def script(request: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
+
+    return script
+
+
+async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A script that never answers."""
+    await asyncio.sleep(3600)
+
+
+async def hangs_up(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A script that closes the connection instead of answering."""
+    writer.transport.abort()
+
+
+def streams(*events: bytes, usage: bytes, whole: bool = True) -> Script:
+    """A script that sends those events one by one, then `usage` if it is asked for, then the end, or, where
+    the stream is not to be whole, breaks off."""
+
+    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
+        asked = (json.loads(received.body).get("stream_options") or {}).get("include_usage")
+        writer.write(sse_head())
+        for event in (*events, *((usage,) if asked else ())):
+            writer.write(chunk(event))
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        if whole:
+            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        else:
+            writer.transport.abort()
 
     return script
 

@@ -26,13 +26,21 @@ from servestate.runtime import controller
 from servestate.runtime.apply import Finished, carry_out
 from servestate.runtime.backoff import nominal_delay_s
 from servestate.runtime.controller import Controller
+from servestate.runtime.file_stamps import stamp_of
 from servestate.runtime.order import Order, decode_order
 from servestate.runtime.reporter import Reporter
 from servestate.runtime.store.protocol import Owner
 from servestate.runtime.store.sqlite import SqliteStore
-from servestate.runtime.supervision import Condition, Supervised, read_supervision, supervision_path
+from servestate.runtime.supervision import (
+    HEARTBEAT_S,
+    Condition,
+    Supervised,
+    read_supervision,
+    supervision_path,
+)
 from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 from tests.planner.blocks import bundle, endpoint, local
+from tests.runtime.disks import full_disk
 
 A, B, C = EntityAddress("one", "a"), EntityAddress("one", "b"), EntityAddress("two", "c")
 BOTH = bundle(endpoint("one", local("a", 60), local("b", 40)), endpoint("two", local("c", 100)))
@@ -49,12 +57,13 @@ class _Workspace(Workspace):
 
 @dataclass
 class Rig:
-    """One site with its controller; `now` is all the time there is."""
+    """One site with its controller; `now` is all the time there is, but for what people set the clock by."""
 
     folder: Path
     runner: asyncio.Runner
     world: FakeWorld = field(default_factory=FakeWorld)
     now: float = 1_000_000.0
+    set_by: float = 0.0
     said: list[str] = field(default_factory=list)
     fakes: dict[str, Provider] = field(default_factory=dict)
 
@@ -70,7 +79,7 @@ class Rig:
         def tell(subject: str, text: str) -> None:
             self.said.append(f"{subject}: {text}")
 
-        return Controller(self.workspace, tell, lambda: self.now, lambda: self.now, lambda: 0.5)
+        return Controller(self.workspace, tell, lambda: self.now + self.set_by, lambda: self.now, lambda: 0.5)
 
     @property
     def state(self) -> State:
@@ -499,6 +508,31 @@ def test_taken_over_in_the_midst_of_a_repair(rig: Rig, when: str) -> None:
     assert rig.serves(A)
     assert launched(rig, A) == 2
     assert rig.of(A).backoff.restarts == 1
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, 0.0])
+def test_signs_of_life_go_on_when_the_clock_is_set(rig: Rig, set_by: float) -> None:
+    path = supervision_path(rig.workspace)
+    rig.controller._write()
+    before = stamp_of(path)
+    rig.set_by = set_by
+    rig.now += HEARTBEAT_S - 1
+    rig.controller._beat()
+    assert stamp_of(path) == before
+    rig.now += 2
+    rig.controller._beat()
+    assert stamp_of(path) != before
+
+
+def test_a_full_disk_does_not_silence_it(rig: Rig) -> None:
+    path = supervision_path(rig.workspace)
+    rig.controller._write()
+    before, text = stamp_of(path), path.read_text()
+    rig.now += HEARTBEAT_S + 1
+    with full_disk():
+        rig.controller._beat()
+    assert stamp_of(path) != before
+    assert path.read_text() == text
 
 
 def test_a_damaged_status_file_is_no_obstacle(rig: Rig) -> None:

@@ -30,6 +30,7 @@ from servestate.planner.state import EndpointRecord, State
 from servestate.providers.fake import Behaviour, FakeProvider, FakeWorld, Fault
 from servestate.providers.protocol import Launched, Marks, PermanentError, Provider, Readiness, TransientError
 from servestate.runtime.api import goals, keeper
+from servestate.runtime.api.call import Refusal
 from servestate.runtime.api.desk import Desk
 from servestate.runtime.api.hands import Hands
 from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
@@ -43,6 +44,7 @@ from servestate.runtime.store.protocol import Lock, StoreError
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import Workspace, is_gone, owner_of_this_process
 from tests.cli.harness import until
+from tests.runtime.disks import full_disk
 
 GOOD, BETTER, GATED, DEADLY = "1", "2", "8", "9"
 """Versions of the one model: two that serve, one that is never ready, one that dies at start."""
@@ -131,11 +133,17 @@ class _Scripted(FakeProvider):
 
 
 class _Store(SqliteStore):
-    """The real store, on a disk that can fail."""
+    """The real store, on a disk that can fail. `look` is called whenever somebody looks at the lock."""
 
-    def __init__(self, path: Path, broken: threading.Event) -> None:
+    def __init__(self, path: Path, broken: threading.Event, look: Callable[[], None]) -> None:
         super().__init__(path, is_gone)
         self._broken = broken
+        self._look = look
+
+    def held(self) -> Lock | None:
+        found = super().held()
+        self._look()
+        return found
 
     def commit(self, before: State, events: Any, lock: Lock, now: float) -> State:
         if self._broken.is_set():
@@ -175,6 +183,7 @@ class Rig:
     broken: threading.Event = field(default_factory=threading.Event)
     said: list[str] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    looks: int = 0
 
     def __post_init__(self) -> None:
         self.world = _World(self.of)
@@ -195,9 +204,17 @@ class Rig:
         return desk
 
     def workspace(self) -> Workspace:
-        store = _Store(self.folder / "state.db", self.broken)
+        store = _Store(self.folder / "state.db", self.broken, self._looked_at)
         fakes = {"process": _Scripted(self.world, self.script)}
         return _Workspace(self.folder, self.folder, self.of, store, fakes=fakes)
+
+    def _looked_at(self) -> None:
+        self.looks += 1
+
+    def looks_at_the_lock(self, times: int) -> None:
+        """Return once whoever waits for the lock has looked at it so often from now on."""
+        enough = self.looks + times
+        until(lambda: self.looks >= enough, f"the lock is looked at: {self.said}")
 
     @property
     def state(self) -> State:
@@ -555,6 +572,23 @@ def test_made_again_right_after_it_was_deleted(old: Rig) -> None:
     old.check_nothing_over()
 
 
+def test_on_a_full_disk_no_secret_is_kept_and_nothing_promised(old: Rig) -> None:
+    update = old.update_of(config(BETTER))
+    with full_disk(), pytest.raises(Refusal) as refused:
+        asyncio.run(old.desk.promise(update, {"0" * 32: "of the request"}))
+    assert (refused.value.status, refused.value.retry_after) == (503, 5)
+    assert "cannot be kept" in refused.value.message
+    assert (old.status(), old.serving()) == ("", [GOOD])
+
+
+def test_secrets_that_cannot_be_read_keep_nobody_from_deleting(old: Rig) -> None:
+    old.workspace().kept_secrets_path.write_text("{")
+    asyncio.run(old.desk.delete(NAME, "ann"))
+    old.quiet()
+    assert old.state.endpoints == {}
+    assert any(line.startswith("secrets: those that nobody uses are still kept: ") for line in old.said)
+
+
 # Others at work.
 
 
@@ -570,7 +604,7 @@ def test_while_somebody_holds_the_lock_it_waits(old: Rig) -> None:
     before, release = old.state, hold(old)
     old.begin(config(BETTER))
     until(lambda: old.status() == Status.IN_PROGRESS, "it is promised")
-    time.sleep(0.4)
+    old.looks_at_the_lock(4)
     assert (old.state, old.versions()) == (before, [GOOD])
     release()
     old.quiet()
@@ -582,10 +616,10 @@ def test_while_it_waits_for_the_lock_it_does_not_plan(old: Rig) -> None:
     release = hold(old)
     old.begin(config(BETTER))
     until(lambda: old.status() == Status.IN_PROGRESS, "it is promised")
-    time.sleep(0.5)
+    old.looks_at_the_lock(3)
     calls = old.script.calls
-    time.sleep(0.5)
-    assert old.script.calls - calls <= 1
+    old.looks_at_the_lock(5)
+    assert old.script.calls == calls
     release()
     old.quiet()
 
@@ -595,7 +629,7 @@ def test_what_waits_for_the_lock_can_be_given_up(old: Rig, how: str) -> None:
     release = hold(old)
     old.begin(config(BETTER))
     until(lambda: old.status() == Status.IN_PROGRESS, "it is promised")
-    time.sleep(0.3)
+    old.looks_at_the_lock(3)
     getattr(old, how)()
     release()
     old.quiet()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servestate.runtime.api.ledger import EntityNote, Ledger, Status, Update
+from servestate.runtime.store.protocol import StoreError
 
 UPDATE = Update(
     "chat",
@@ -52,6 +55,22 @@ def test_a_new_one_is_empty(path: Path) -> None:
     ledger = Ledger(path)
     assert (ledger.updates(), ledger.get("chat"), ledger.knows_plan("x")) == ({}, None, False)
     ledger.close()
+
+
+def test_one_that_is_spoilt_is_told(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(StoreError, match=r"(?s)SS415 .*api\.db.*move the file away"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize("body", ["{", "[]", "{}", '{"entities": {}, "status": "IN_PROGRESS", "later": 1}'])
+def test_one_of_another_version_is_told(path: Path, body: str) -> None:
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO updates VALUES ('chat', ?)", (body,))
+    with pytest.raises(StoreError, match="SS415"):
+        Ledger(path)
 
 
 def test_a_promise_outlives_who_made_it(path: Path) -> None:

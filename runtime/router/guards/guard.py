@@ -1,14 +1,14 @@
 """Guardrails: what must not be in a request or an answer, and what is masked in it.
 
-Judged is every string of a body that a model may read or has written, wherever it stands, and also the texts
-that several of them make together: the parts of one message's content, the pieces of a stream. Not judged
-are the names that make the structure of chats (`role`, `type`, ids), `stop`, and pictures, sound and video in
-base64. What cannot be judged is refused: files, prompts as embeddings or as numbers of tokens, an answer that
-is not JSON, and a text beyond the budgets.
+Judged is every string and name of a body that a model may read or has written, wherever it stands (`reading`
+says which are), and also the texts that several of them make together: the parts of one message's content,
+the pieces of a stream. What cannot be judged is refused: files, prompts as embeddings or as numbers of
+tokens, an answer that is not JSON, and a text beyond the budgets.
 
 Masking puts a label in the place of each find and leaves every other byte of the body as it came. Only in a
 stream does the first piece of a masked text take all of it, the later ones nothing. Probabilities and numbers
-of tokens would say again what was masked, so an answer that was masked loses them.
+of tokens would say again what was masked, so an answer that was masked loses them. A name with personal data
+in it is refused, masked or not: what it names would not be found under another.
 
 All of this takes time of the processor and touches nothing else: it may run in any thread.
 """
@@ -36,6 +36,7 @@ from servestate.runtime.router.guards.literals import (
 )
 from servestate.runtime.router.guards.pii import Detector, Effort, TooMuch
 from servestate.runtime.router.guards.plain import folded
+from servestate.runtime.router.guards.reading import TOKENS, Reading, content_of, is_name, reading
 from servestate.runtime.router.http.errors import Refused, refused
 from servestate.runtime.router.messages.body import COMPLETION, CUSTOM, EMBEDDING, Document, Kind
 
@@ -45,29 +46,8 @@ _PER_TEXT, _PER_NAME = 32, 4
 """What a text costs beside its length, and a key or another string, in characters: a body of nothing but
 short ones takes longest. A stream may have about 50,000 chunks."""
 
-_ENVELOPE = frozenset(
-    {"client_request_id", "encoding_format", "id", "model", "object", "service_tier", "stop"}
-)
-_ENVELOPE |= {"system_fingerprint", "usage_context"}
-_TURNS: tuple[Path, ...] = (
-    ("messages", 0),
-    ("choices", 0),
-    ("choices", 0, "message"),
-    ("choices", 0, "delta"),
-)
-_STRUCTURE: frozenset[Path] = frozenset(
-    (*turn, *part, name)
-    for turn in _TURNS
-    for part in ((), ("content", 0), ("tool_calls", 0))
-    for name in ("finish_reason", "id", "role", "stop_reason", "tool_call_id", "type")
-)
-"""Where chats hold names of their structure; every place in an array is 0."""
 _FILES = frozenset({"file", "input_file", "file_data"})
 _EMBEDS = frozenset({"prompt_embeds", "input_embeds"})
-_MEDIA_KEYS = frozenset({"image_url", "video_url", "audio_url"})
-_MEDIA = re.compile(r"data:(?:image|video|audio)/[\w.+-]+;base64,[A-Za-z0-9+/]*={0,2}")
-_SOUND = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_TOKENS = frozenset({"logprobs", "prompt_logprobs", "token_ids", "prompt_token_ids"})
 
 _LINE = re.compile(r"([^\r\n]*)(?:\r\n|\n|\r|\Z)")
 
@@ -95,40 +75,42 @@ class LiveGuard:
     def request(self, kind: Kind, raw: bytes, document: Document) -> bytes:
         """A request's body as it may go on. Raises Refused (400). `raw` decides, not the `document` parsed
         from it: a member that stands twice is judged twice."""
-        judge = _Judge(self, "request")
         text = raw.decode()
-        edits = judge.body(kind, text)
+        edits = _Judge(self, kind, answer=False).body(text)
         return spliced(text, edits).encode() if edits else raw
 
     def answer(self, kind: Kind, content: bytes, streaming: bool) -> bytes:
         """A whole answer as it may go on: JSON, or the text of an event stream. Raises Refused (400)."""
         if kind is EMBEDDING:
             return content
-        judge = _Judge(self, "answer")
+        judge = _Judge(self, kind, answer=True)
         text = judge.decoded(content)
-        edits = judge.stream(kind, text) if streaming else judge.whole_answer(kind, text)
+        edits = judge.stream(text) if streaming else judge.whole_answer(text)
         return spliced(text, edits).encode() if edits else content
 
 
 class _Judge:
     """One body under judgement, with what its judging has cost so far."""
 
-    def __init__(self, guard: LiveGuard, what: str) -> None:
+    def __init__(self, guard: LiveGuard, kind: Kind, *, answer: bool) -> None:
         self._guard = guard
-        self._what = what
+        self._kind = kind
+        self._answer = answer
+        self._what = "answer" if answer else "request"
         self._characters = 0
         self._effort = Effort()
+        self._names: set[str] = set()
 
-    def body(self, kind: Kind, text: str) -> list[Edit]:
+    def body(self, text: str) -> list[Edit]:
         """The edits of one JSON text."""
         edits: list[Edit] = []
         contents: dict[Path, list[Literal]] = {}
-        for literal in literals(text, numbers=kind in (COMPLETION, EMBEDDING)):
-            self._check_readable(kind, literal)
-            if not self._takes(kind, literal):
+        for literal in literals(text, numbers=self._kind in (COMPLETION, EMBEDDING)):
+            self._check_readable(literal)
+            if not self._takes(literal):
                 continue
             edits += within(text, literal, self._text(literal.path, literal.value))
-            if (content := _content_of(literal.path)) is not None:
+            if (content := content_of(literal.path)) is not None:
                 contents.setdefault(content, []).append(literal)
         for parts in contents.values():
             if len(parts) > 1:
@@ -142,19 +124,19 @@ class _Judge:
         except UnicodeDecodeError:
             raise self._unreadable("is not UTF-8") from None
 
-    def whole_answer(self, kind: Kind, text: str) -> list[Edit]:
+    def whole_answer(self, text: str) -> list[Edit]:
         """The edits of a JSON answer."""
         self._parsed(text)
-        edits = self.body(kind, text)
+        edits = self.body(text)
         return [*edits, *_without_tokens(text)] if edits else []
 
-    def stream(self, kind: Kind, text: str) -> list[Edit]:
+    def stream(self, text: str) -> list[Edit]:
         """The edits of an event stream."""
         events = list(self._events(text))
         passages: dict[Path, list[tuple[_Event, Literal]]] = {}
         for event in events:
             for literal in literals(event.text):
-                if self._takes(kind, literal):
+                if self._takes(literal):
                     path = _numbered(literal.path, event.document)
                     passages.setdefault(path, []).append((event, literal))
         edits = [edit for path, pieces in passages.items() for edit in self._passage(path, pieces)]
@@ -209,20 +191,33 @@ class _Judge:
                     yield from within(text, part, [Edit(begin, end, label)])
                     first = False
 
-    def _takes(self, kind: Kind, literal: Literal) -> bool:
-        """Whether a literal is to be judged. Raises Refused for more of them than one body may have."""
-        is_text = _is_text(kind, literal)
-        self._characters += _PER_TEXT + len(literal.value) if is_text else _PER_NAME
+    def _takes(self, literal: Literal) -> bool:
+        """Whether a literal is a string that is to be judged; keys are judged here. Raises Refused, also for
+        more of both than one body may have."""
+        read = reading(self._kind, literal, answer=self._answer)
+        new = read is not Reading.NOTHING and not (literal.key and literal.value in self._names)
+        self._characters += _PER_TEXT + len(literal.value) if new else _PER_NAME
         if self._characters > _TEXT_CHARACTERS:
             raise self._unreadable(f"has more than {_TEXT_CHARACTERS} characters of text")
-        return is_text
+        if new and literal.key:
+            self._names.add(literal.value)  # columns have the same in every row
+            self._check_name(literal.value)
+        return new and not literal.key
 
     def _text(self, path: Path, text: str) -> list[Edit]:
-        """What is masked in one text. Raises Refused."""
+        """What is masked in one text, nothing in one that is a name. Raises Refused."""
+        if is_name(self._kind, path):
+            self._check_name(text)
+            return []
         self._check_keywords(text)
         if path and path[-1] == "arguments" and (inner := _json(text)) is not None:
             return list(self._arguments(inner))
         return self._personal(text)
+
+    def _check_name(self, text: str) -> None:
+        self._check_keywords(text)
+        if self._personal(text):
+            raise self._refused("it holds personal data in a name, which cannot be masked")
 
     def _arguments(self, text: str) -> Iterator[Edit]:
         """What is masked in a tool call's arguments, JSON within JSON: it stays JSON."""
@@ -253,12 +248,12 @@ class _Judge:
             raise self._refused(f"it holds personal data ({kinds})")
         return [Edit(one.start, one.end, one.label) for one in found]
 
-    def _check_readable(self, kind: Kind, literal: Literal) -> None:
+    def _check_readable(self, literal: Literal) -> None:
         path = literal.path
         if literal.number:
-            if path[:1] == (kind.name,):
+            if path[:1] == (self._kind.name,):
                 raise self._unreadable("has numbers of tokens in place of text")
-        elif literal.key and kind is not CUSTOM:
+        elif literal.key and self._kind is not CUSTOM:
             part_of_chat = len(path) == 5 and path[0] == "messages" and path[2] == "content"
             if (part_of_chat and path[-1] in _FILES) or (len(path) == 1 and path[0] in _EMBEDS):
                 raise self._unreadable(f"has {path[-1]!r}")
@@ -274,36 +269,6 @@ class _Judge:
 
     def _refused(self, why: str) -> Refused:
         return refused(f"a guardrail refused the {self._what}: {why}")
-
-
-def _is_text(kind: Kind, literal: Literal) -> bool:
-    """Whether a literal of a body may be read by people or models. Keys are names, not text."""
-    if literal.key or literal.number:
-        return False
-    if kind is CUSTOM:
-        return True
-    path = literal.path
-    if not path:
-        return True
-    if path[0] in _ENVELOPE or not _TOKENS.isdisjoint(path):
-        return False
-    if tuple(0 if isinstance(step, int) else step for step in path) in _STRUCTURE:
-        return False
-    return not _is_media(path, literal.value)
-
-
-def _content_of(path: Path) -> Path | None:
-    """The content that a text at `path` is a part of, if it is one."""
-    if "content" in path[:-1] and (path[-1] == "text" or isinstance(path[-1], int)):
-        return path[: path.index("content") + 1]
-    return None
-
-
-def _is_media(path: Path, value: str) -> bool:
-    last, holder = path[-1], path[-2] if len(path) > 1 else ""
-    if last in _MEDIA_KEYS or (last == "url" and holder in _MEDIA_KEYS):
-        return bool(_MEDIA.fullmatch(value))
-    return last == "data" and holder in ("input_audio", "audio") and bool(_SOUND.fullmatch(value))
 
 
 def _json(text: str) -> str | None:
@@ -331,7 +296,7 @@ def _numbered(path: Path, document: Any) -> Path:
 
 def _without_tokens(text: str) -> Iterator[Edit]:
     for literal in literals(text):
-        if literal.key and literal.value in _TOKENS:
+        if literal.key and literal.value in TOKENS:
             yield Edit(*value_after(text, literal), "null")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.guard import LiveGuard
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import errors
 from servestate.runtime.router.http.errors import Refused
 from servestate.runtime.router.limits import Limits
@@ -20,6 +22,9 @@ class Desk(Protocol):
     limits: Limits
     inflight: int
     """Requests that wait for a guard or for their answer."""
+
+    guards: GuardThreads
+    """Where guards look."""
 
     @property
     def books(self) -> Books:
@@ -56,11 +61,17 @@ class Judging:
         self._looking: asyncio.Future[bytes]
 
     def start(self, guard: LiveGuard) -> None:
-        """Let the guard look."""
+        """Let the guard look, if there is room."""
         call = self._call
+        judge = partial(guard.request, call.kind, call.raw, call.document)
+        try:
+            self._looking = self._desk.guards.look(judge, len(call.raw), self._loop, answer=False)
+        except Refused as refusal:
+            self._count("busy")
+            self._client.refused(refusal, call)
+            return
         self._client.deadline = self._loop.time() + self._desk.limits.guard_s
         self._desk.inflight += 1
-        self._looking = self._loop.run_in_executor(None, guard.request, call.kind, call.raw, call.document)
         self._looking.add_done_callback(self._looked)
 
     @property

@@ -158,7 +158,8 @@ def _tls_context() -> ssl.SSLContext:
 class UpstreamConnection:
     """One socket to an origin: idle, or busy with one exchange.
 
-    An `asyncio.BufferedProtocol` by its methods; see `client.ClientConnection` for why it does not inherit from it.
+    An `asyncio.BufferedProtocol` by its methods; see `client.ClientConnection` for why it does not inherit
+    from it.
     """
 
     __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since")

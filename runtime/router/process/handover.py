@@ -28,7 +28,14 @@ import orjson
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.runtime.router.process.link import Link, Message, open_link
-from servestate.runtime.router.process.listen import Sockets, control_socket, identity_of, remove_control
+from servestate.runtime.router.process.listen import (
+    Sockets,
+    answers,
+    control_socket,
+    identity_of,
+    is_at,
+    remove_control,
+)
 from servestate.runtime.router.process.merging import NOTHING, Report
 from servestate.runtime.router.process.status import Silent
 
@@ -72,8 +79,8 @@ class Belongings:
 
 
 class Succession:
-    """The side of the router that runs. `belongings` says what there is to give, `report` what is in flight;
-    `failed` is called where a successor did not start, `handed` where it did."""
+    """The side of the router that runs. `belongings` says what there is to give, `report` in brief what is in
+    flight; `failed` is called where a successor did not start, `handed` where it did."""
 
     def __init__(
         self,
@@ -149,6 +156,7 @@ class Succession:
         await _first_of(started, ended)
         if not started.is_set():
             os.close(kept)
+            self._take_back()
             self._link = self._giving = None
             await self._failed()
             return
@@ -157,6 +165,15 @@ class Succession:
             with suppress(Silent):  # the last that was said holds until there is something to say again
                 self._link.tell(report=await self._report())
             await asyncio.sleep(_REPORT_S)
+
+    def _take_back(self) -> None:
+        """Be there for the next one where this one has put its own socket in the place of ours."""
+        if is_at(self._path, self._identity):
+            return
+        if self._accepting is not None:
+            self._accepting.cancel()
+        self._socket.close()
+        self.open()
 
 
 class Predecessor:
@@ -191,13 +208,16 @@ class Predecessor:
 
 
 def predecessor_of(control_path: Path) -> Predecessor | None:
-    """The router that runs there, and what it gives; None where none does. Raises InvalidInput SS642."""
+    """The router that runs there, and what it gives; None where none does, whatever files one has
+    left. Raises InvalidInput SS642."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_PATIENCE_S)
     try:
         try:
             connection.connect(os.fspath(path_beside(control_path)))
         except (FileNotFoundError, ConnectionRefusedError):
+            if answers(control_path):
+                raise ValueError("it is not there for a successor") from None
             connection.close()
             return None
         head, descriptors = _receive(connection)

@@ -124,9 +124,19 @@ def control_socket(path: Path, *, replacing: bool = False) -> socket.socket:
 
 def check_alone(path: Path) -> None:
     """Raises InvalidInput SS604 where a router answers on its control socket there."""
-    if _answers(path):
+    if answers(path):
         fix = "stop it first, or replace it: servestate serve --replace"
         raise _invalid("SS604", f"another router answers on {path}", fix)
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on that unix socket: the file alone says nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
 
 
 def remove_control(path: Path, identity: tuple[int, int]) -> None:
@@ -231,15 +241,6 @@ def _is_here(family: socket.AddressFamily, address: Any) -> bool:
 def _listens_at(sock: socket.socket, family: socket.AddressFamily, host: str, port: int) -> bool:
     own, its_port = sock.getsockname()[:2]
     return sock.family == family and own == host and port in (0, its_port)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-    return True
 
 
 def _invalid(code: str, what: str, fix: str) -> InvalidInput:

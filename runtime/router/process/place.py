@@ -26,6 +26,10 @@ _PULSE_S = 1.0
 _HUNG_AFTER_S = 10.0
 
 
+Said = tuple[Any, Any]
+"""What a worker answers, and what is to be added of those that had its place before."""
+
+
 class _Gone(Exception):
     """The worker has died before it answered."""
 
@@ -33,7 +37,7 @@ class _Gone(Exception):
 class Place:
     """A process that is started here again and again. `state` is `starting`, `ready`, or `down` where none
     runs and none is started; `number` is its own in the shared memory. `prepared`: it waits to begin.
-    `unable` is why it could not be prepared."""
+    `unable` is why it could not be prepared, `end` how the last one ended, for people."""
 
     def __init__(self, config: RouterConfig, number: int, sockets: Sockets, memory: int) -> None:
         self.number = number
@@ -42,25 +46,28 @@ class Place:
         self.restarts = 0
         self.url = self.management_url = ""
         self.unable: list[Diagnostic] = []
+        self.end = ""
         self.past = Past()
         self._config = config
         self._sockets = sockets
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Link | None = None
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._asked: dict[int, tuple[str, asyncio.Future[Said]]] = {}
         self._ids = count(1)
         self._changed = asyncio.Event()
+        self._killed = ""  # why, where it was for its silence
         self.prepared = False
 
-    async def live(self, begin: asyncio.Event) -> str:
-        """Run a process to its end; how that came. It answers once `begin` is set."""
+    async def live(self, begin: asyncio.Event) -> None:
+        """Run a process to its end. It answers once `begin` is set."""
         try:
             process = await self._start()
         except OSError as error:
-            return f"could not be started: {error}"
+            self.end = f"could not be started: {error}"
+            return
         beginning = asyncio.create_task(self._begin(begin))
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(begin))
         try:
             await _ended(process)
         except OSError as error:  # no descriptor to watch it by: it must not run unseen
@@ -74,10 +81,15 @@ class Place:
         code = process.wait()
         self._process = None
         self._lost(self.pid)
-        return f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
+        how = f"{how} by signal {-code}" if code < 0 else f"{how} with code {code}"
+        self.end = f"was killed: {self._killed}" if self._killed else how
 
-    async def ask(self, what: str) -> Any:
-        """Its answer; None where there is no process, and none is being started. Raises Silent."""
+    async def ask(self, what: str) -> Said:
+        """Its answer; None where there is no process, and none is being started. Raises Silent.
+
+        With it comes what those before it had counted at that very moment: a death between the two would be
+        counted twice, and the next sum be lower.
+        """
         try:
             async with asyncio.timeout(_ANSWER_S):
                 while self.state != "down":
@@ -89,7 +101,7 @@ class Place:
         except TimeoutError:
             doing = "is still being started" if self.state == "starting" else "does not answer"
             raise Silent(f"worker {self.number} (pid {self.pid}) {doing}") from None
-        return None
+        return None, self.past.settled(what)
 
     async def reached(self, *states: str) -> None:
         """Return once it is in one of those states, or prepared where `prepared` is one."""
@@ -109,6 +121,7 @@ class Place:
     async def _start(self) -> subprocess.Popen[bytes]:
         """Raises OSError, and no process runs then."""
         self.unable = []
+        self._killed = ""
         ours, its = socketpair()
         with its:
             listening = self._sockets
@@ -136,42 +149,46 @@ class Place:
         await begin.wait()
         self.tell(begin=True)
 
-    async def _watch(self) -> None:
-        """Kill it when it gives no sign of life for long."""
-        await self.reached("ready")
-        silent_since = None
-        while True:
+    async def _watch(self, begin: asyncio.Event) -> None:
+        """Kill it when it does not get ready, or gives no sign of life, for long."""
+        patience_s = self._config.limits.worker_start_s
+        try:
+            await asyncio.wait_for(self.reached("prepared", "ready"), patience_s)
+            await begin.wait()
+            await asyncio.wait_for(self.reached("ready"), patience_s)
+        except TimeoutError:
+            self._kill_for(f"it was not ready within {patience_s:g} s")
+            return
+        answered = time.monotonic()
+        while time.monotonic() - answered < _HUNG_AFTER_S:
             await asyncio.sleep(_PULSE_S)
-            try:
+            with suppress(Silent):
                 await self.ask("pulse")
-            except Silent:
-                silent_since = silent_since or time.monotonic()
-                if time.monotonic() - silent_since > _HUNG_AFTER_S:
-                    self.kill()
-            else:
-                silent_since = None
+                answered = time.monotonic()
+        self._kill_for(f"it gave no answer for {_HUNG_AFTER_S:g} s")
 
-    async def _answer(self, what: str) -> Any:
+    def _kill_for(self, why: str) -> None:
+        self._killed = why
+        self.kill()
+
+    async def _answer(self, what: str) -> Said:
         if self._link is None:
             raise _Gone
         number = next(self._ids)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
+        self._asked[number] = what, answer
         self._link.tell(ask=what, id=number)
         try:
-            found = await answer
+            return await answer
         finally:
             self._asked.pop(number, None)
-        self.past.told(what, found)
-        return found
 
     def _heard(self, pid: int, message: Message) -> None:
         if pid != self.pid:  # the last words of the one before
             return
         match message:
             case {"id": number, "answer": found}:
-                answer = self._asked.pop(number, None)
-                if answer is not None and not answer.done():
-                    answer.set_result(found)
+                self._answered(number, found)
             case {"prepared": True}:
                 self.prepared = True
                 self._become(self.state)
@@ -183,6 +200,12 @@ class Place:
                     Diagnostic(code, what, fix, None, detail) for code, what, fix, detail in reasons
                 ]
 
+    def _answered(self, number: int, found: Any) -> None:
+        what, answer = self._asked.pop(number, ("", None))
+        if answer is not None and not answer.done():
+            self.past.told(what, found)
+            answer.set_result((found, self.past.settled(what)))
+
     def _lost(self, pid: int) -> None:
         """The process has closed its end: it is dead, or dying. The place counts as being filled again, until
         it is known that it will not be at once."""
@@ -192,7 +215,7 @@ class Place:
         self.prepared = False
         self.past.settle()
         self._become("starting" if self.state != "down" else "down")
-        for answer in self._asked.values():
+        for _, answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(_Gone())
         self._asked.clear()

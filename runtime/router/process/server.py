@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import resource
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,9 +23,11 @@ from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
 from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.client import ClientConnection, Management
+from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http.browser import own_names
 from servestate.runtime.router.http.upstream import Origin, UnixOrigin
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.process.handshakes import TlsServer
 from servestate.runtime.router.process.listen import BACKLOG, Sockets, url_of
 from servestate.runtime.router.process.status import (
     endpoints_report,
@@ -56,7 +57,8 @@ class RouterConfig:
     is read in its place as long as it is there. `tls` and `management_tls` have a listener end TLS itself;
     `plaintext` names the listeners (`router`, `management`) that others than this machine may reach without.
     `workers` is how many processes answer; with more than one, `secrets` has to be of a kind that can be
-    pickled (`SiteSecrets`). `books` says what is kept of requests beyond metrics.
+    pickled (`SiteSecrets`). `inflight` bounds the requests to models under way of all workers together, where
+    that is wanted. `books` says what is kept of requests beyond metrics.
     """
 
     table_path: Path
@@ -73,11 +75,21 @@ class RouterConfig:
     tls: TlsFiles | None = None
     management_tls: TlsFiles | None = None
     workers: int = 1
+    inflight: int | None = None
     books: BooksConfig = field(default_factory=BooksConfig)
 
     def __post_init__(self) -> None:
         if (self.management is None) != (self.api_path is None):
             raise ValueError("management and api_path are given together")
+
+    def share(self, index: int) -> RouterConfig:
+        """As the worker at that place is told: of `inflight` its part, one more for the first few where it
+        does not divide; one at least, since a worker without any would refuse whatever comes to it."""
+        if self.inflight is None:
+            return self
+        part, more = divmod(self.inflight, self.workers)
+        own = max(1, part + (index < more))
+        return replace(self, inflight=None, limits=replace(self.limits, inflight=own))
 
 
 _SWITCH_S = 0.001
@@ -96,6 +108,7 @@ class Router:
         self.clients: set[ClientConnection] = set()
         self.inflight = 0
         self.stopping = False
+        self.guards = GuardThreads()
         self.budget = Budget(max(self.limits.buffered_bytes, self.limits.body_bytes))
         self._started = time.time()
         self._memory = memory or Memory.private()
@@ -110,6 +123,7 @@ class Router:
         self._loop: asyncio.AbstractEventLoop
         self._api: Origin | None = None
         self._servers: list[asyncio.Server] = []
+        self._tls_servers: list[TlsServer] = []
         self._empty = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.url = self.management_url = ""
@@ -143,17 +157,24 @@ class Router:
     async def _serve(
         self, connection: Callable[[], asyncio.Protocol], sockets: Iterable[socket], tls: Certificate | None
     ) -> None:
-        context: ssl.SSLContext | None = None if tls is None else tls.context
-        handshake_s = None if tls is None else self.limits.header_s
         for sock in sockets:
-            server = await self._loop.create_server(
-                connection, sock=sock, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=handshake_s
-            )
-            self._servers.append(server)
+            if tls is None:
+                self._servers.append(await self._loop.create_server(connection, sock=sock, backlog=BACKLOG))
+            else:
+                self._tls_servers.append(
+                    TlsServer(connection, sock, tls.context, self.limits.header_s, self._has_room)
+                )
+
+    @property
+    def _connections(self) -> int:
+        return len(self.clients) + sum(server.pending for server in self._tls_servers)
+
+    def _has_room(self) -> bool:
+        return self._connections < self.limits.client_sockets
 
     def _accepted(self, management: Management | None = None) -> asyncio.Protocol:
         """What a new connection is given to: one of the too many is told so, one of far too many is not."""
-        if len(self.clients) >= 2 * self.limits.client_sockets:
+        if self._connections >= 2 * self.limits.client_sockets:
             return _Dropped()
         return cast(asyncio.Protocol, ClientConnection(self, self._loop, management))
 
@@ -162,6 +183,8 @@ class Router:
         self.stopping = True  # from now on every answer says that the connection closes
         for server in self._servers:
             server.close()
+        for tls_server in self._tls_servers:
+            tls_server.close()
         deadline = self._loop.time() + self.limits.drain_s
         for client in list(self.clients):
             if not client.idle:
@@ -177,12 +200,15 @@ class Router:
         for origin in self._origins():
             origin.retire()
         await asyncio.sleep(0)
+        self.guards.close()
         self.books.close()
 
     def abort(self) -> None:
         """Close all connections at once."""
         for client in list(self.clients):
             client.abort()
+        for tls_server in self._tls_servers:
+            tls_server.abort()
 
     async def _emptied(self, within_s: float) -> None:
         if self.clients and within_s > 0:
@@ -194,6 +220,17 @@ class Router:
         self.clients.discard(client)
         if self.stopping and not self.clients:
             self._empty.set()
+
+    def brief(self) -> dict[str, Any]:
+        """Of `report`, what is asked again and again while something ends; of the replicas those alone that
+        requests run on. It costs little, however many endpoints there are."""
+        gauges = self._registry.gauges
+        return {
+            "table_version": self.table.source.version,
+            "table_error": self._watch.error,
+            "connections": self._connections,
+            "replicas": {name: {"inflight": one.inflight} for name, one in gauges.items() if one.inflight},
+        }
 
     def report(self) -> dict[str, Any]:
         """What this process says of itself; see `status.merged`."""
@@ -208,7 +245,7 @@ class Router:
             "table_version": self.table.source.version,
             "table_error": self._watch.error,
             "table_copy_error": self._watch.copy_error,
-            "connections": len(self.clients),
+            "connections": self._connections,
             "endpoints": endpoints_report(self.table),
             "replicas": replicas_report(self._registry.gauges, time.monotonic()),
             "books": self.books.report(),
@@ -217,7 +254,7 @@ class Router:
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
         limited, states = limited_report(self.table), states_report(self.table, time.monotonic())
-        return self.books.snapshot(self.table, len(self.clients), limited, states)
+        return self.books.snapshot(self.table, self._connections, limited, states)
 
     def _every(self, seconds: float, name: str, work: Callable[[], None]) -> None:
         def again() -> None:

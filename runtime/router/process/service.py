@@ -74,8 +74,9 @@ async def serve(
         loop.add_signal_handler(number, ending.signalled)
     try:
         predecessor = predecessor_of(config.control_path) if replace else None
-        service = ending.service = Service(config, tell or (lambda line: None), ending.wanted.set)
-        await service.start(predecessor)
+        service = Service(config, tell or (lambda line: None), ending.wanted.set)
+        if not await _started(service, predecessor, ending):
+            return 0
         if on_management is not None and service.management_url:
             on_management(service.management_url)
         if on_ready is not None:
@@ -88,6 +89,22 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     return 0
+
+
+async def _started(service: Service, predecessor: Predecessor | None, ending: _Ending) -> bool:
+    """Start it; False where a signal came first, and nothing runs. Raises InvalidInput."""
+    starting = asyncio.create_task(service.start(predecessor))
+    signalled = asyncio.create_task(ending.wanted.wait())
+    await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait((starting,))
+    if starting.cancelled():
+        return False
+    starting.result()
+    ending.service = service
+    return True
 
 
 async def _alone(service: Service, on_alone: Callable[[], None]) -> None:
@@ -123,7 +140,7 @@ class Service:
         self._control = _Control(config, self)
         self._predecessor: Predecessor | None = None
         self._succession = Succession(
-            config.control_path, self._belongings, self.report, self._control.open, self._handed
+            config.control_path, self._belongings, self.brief, self._control.open, self._handed
         )
 
     @property
@@ -138,7 +155,7 @@ class Service:
 
     async def start(self, predecessor: Predecessor | None = None) -> None:
         """Answer requests, in the place of `predecessor` where there is one: it stops once this is done, and
-        knows of nothing where this raises. Raises InvalidInput."""
+        knows of nothing where this raises. Raises InvalidInput. Cancelled, it closes what it has opened."""
         config = self._config
         _raise_file_limit(config.limits)
         self._predecessor = predecessor
@@ -157,17 +174,18 @@ class Service:
             undoing.callback(self._control.close)
             await self._answering.begin()
             self._succession.open()
+            undoing.push_async_callback(self._succession.close)
+            if predecessor is not None:
+                self._succession.open_for_all = False
+                await predecessor.follow()
             undoing.pop_all()
         kept.without(self._sockets).close()  # where nobody listens any more, nobody shall wait
-        if predecessor is not None:
-            self._succession.open_for_all = False
-            await predecessor.follow()
 
     def _answerers(self, predecessor: Predecessor | None) -> _Single | Workers:
         config = self._config
         self._memory, self._numbers = _memory(config.workers, predecessor)
         if config.workers == 1:
-            return _Single(Router(config, self._memory))
+            return _Single(Router(config.share(0), self._memory))
         assert self._memory is not None
         return Workers(config, self._memory, self._numbers, self._tell)
 
@@ -197,17 +215,23 @@ class Service:
 
     async def report(self) -> Report:
         """See `status.Reporting`."""
-        found = await self._answering.report()
+        return self._with_predecessor(await self._answering.report())
+
+    async def brief(self) -> Report:
+        """See `status.Reporting`."""
+        return self._with_predecessor(await self._answering.brief())
+
+    async def exposition(self) -> bytes:
+        """See `status.Reporting`."""
+        return expose(merge(await self._answering.snapshots()))
+
+    def _with_predecessor(self, found: Report) -> Report:
         predecessor = self._predecessor
         if predecessor is None:
             return found
         if predecessor.report is None:
             raise Silent("the router that is being replaced has not said yet what it still does")
         return {**with_predecessor(found, predecessor.report), "replacing": predecessor.pid}
-
-    async def exposition(self) -> bytes:
-        """See `status.Reporting`."""
-        return expose(merge(await self._answering.snapshots()))
 
     def _belongings(self) -> Belongings:
         memory = None if self._memory is None else self._memory.fd
@@ -241,8 +265,13 @@ class _Single:
         self._router.abort()
 
     async def report(self) -> dict[str, Any]:
-        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0}
-        return {**self._router.report(), "workers": [worker]}
+        report = self._router.report()
+        version = report["table_version"]
+        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0, "table_version": version}
+        return {**report, "workers": [worker]}
+
+    async def brief(self) -> dict[str, Any]:
+        return self._router.brief()
 
     async def snapshots(self) -> list[Snapshot]:
         return [self._router.snapshot()]

@@ -91,10 +91,13 @@ def _answers(counters: Counters) -> dict[str, Any]:
 
 
 class Reporting(Protocol):
-    """What the control socket tells of. Both raise Silent where a worker does not answer."""
+    """What the control socket tells of. All raise Silent where a worker does not answer."""
 
     async def report(self) -> dict[str, Any]:
         """The answer to `GET /status`."""
+
+    async def brief(self) -> dict[str, Any]:
+        """The answer to `GET /status?brief`; see `server.Router.brief`."""
 
     async def exposition(self) -> bytes:
         """The answer to `GET /metrics`."""
@@ -132,12 +135,15 @@ class ControlConnection(asyncio.Protocol):
 
     async def _answer(self, method: bytes, target: bytes) -> None:
         try:
-            match method, target.partition(b"?")[0]:
-                case b"GET", b"/status":
+            path, _, query = target.partition(b"?")
+            match method, path, query:
+                case b"GET", b"/status", b"brief":
+                    self._send(200, orjson.dumps(await self._reporting.brief()))
+                case b"GET", b"/status", _:
                     self._send(200, orjson.dumps(await self._reporting.report()))
-                case b"GET", b"/metrics":
+                case b"GET", b"/metrics", _:
                     self._send(200, await self._reporting.exposition(), CONTENT_TYPE)
-                case b"GET", b"/healthz":
+                case b"GET", b"/healthz", _:
                     self._send(200, b'{"status":"ok"}')
                 case _:
                     what = b'{"message":"there is only GET /status, GET /metrics and GET /healthz"}'

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
-from servestate.runtime.router.records.stamps import reason, stamp_after, stamp_of
+from servestate.runtime.file_stamps import reason, stamp_after, stamp_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,9 @@ class _Worker:
             case {"ask": "report", "id": number}:
                 assert self._router is not None  # not asked before it is ready
                 self._link.tell(id=number, answer=self._router.report())
+            case {"ask": "brief", "id": number}:
+                assert self._router is not None
+                self._link.tell(id=number, answer=self._router.brief())
             case {"ask": "metrics", "id": number}:
                 assert self._router is not None
                 self._link.tell(id=number, answer=self._router.snapshot())

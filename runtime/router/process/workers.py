@@ -4,6 +4,7 @@
 | --------------------------- | -------------------------------------------------------------------- |
 | a worker cannot be prepared | at the start: the router does not start; later: as if it had died    |
 | it dies                     | another takes its place at once, ever later if that keeps happening  |
+| it is not ready for long    | it is killed                                                         |
 | it gives no answer for long | it is killed                                                         |
 | this process dies           | the kernel kills them all                                            |
 
@@ -25,7 +26,7 @@ from typing import Any
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.runtime.backoff import Backoff
 from servestate.runtime.router.process.listen import Sockets
-from servestate.runtime.router.process.merging import Report, merged
+from servestate.runtime.router.process.merging import Report, merged, merged_briefs, named_in, only
 from servestate.runtime.router.process.place import Place
 from servestate.runtime.router.process.server import RouterConfig
 from servestate.runtime.router.quota.memory import Memory
@@ -63,8 +64,9 @@ class Workers:
         """Have every worker ready to begin on its share of the sockets, none of which is used yet. Raises
         InvalidInput: what a worker says, or SS641 where it said nothing."""
         assert self._memory.fd is not None, "several workers share their memory"
-        for number, share in zip(self._numbers, sockets.dealt(len(self._numbers)), strict=True):
-            place = Place(self._config, number, share, self._memory.fd)
+        shares = sockets.dealt(len(self._numbers))
+        for index, (number, share) in enumerate(zip(self._numbers, shares, strict=True)):
+            place = Place(self._config.share(index), number, share, self._memory.fd)
             self._places.append(place)
             self._keepers.append(asyncio.create_task(self._keep(place)))
         await self._all("prepared", "down")
@@ -96,27 +98,43 @@ class Workers:
 
     async def report(self) -> Report:
         """What all of them say of themselves as one. Raises Silent where one says nothing."""
-        reports = await asyncio.gather(*(place.ask("report") for place in self._places))
-        running = [one for one in reports if one is not None]
+        said = await asyncio.gather(*(place.ask("report") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        found = merged(running, [past for _, past in said])
+        if running:
+            for place in self._places:
+                place.past.keep_report(found["endpoints"])
         return {
-            **merged(running, [place.past.report for place in self._places]),
+            **found,
             "pid": os.getpid(),
             "started_at": self._began,
             "listen": self.url,
             "management": self.management_url or None,
-            "workers": [_line(place) for place in self._places],
+            "workers": [_line(place, now) for place, (now, _) in zip(self._places, said, strict=True)],
         }
+
+    async def brief(self) -> Report:
+        """See `server.Router.brief`. Raises Silent."""
+        said = await asyncio.gather(*(place.ask("brief") for place in self._places))
+        return merged_briefs([now for now, _ in said if now is not None])
 
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
-        found = await asyncio.gather(*(place.ask("metrics") for place in self._places))
-        return [one for one in found if one is not None] + [p.past.snapshot for p in self._places]
+        said = await asyncio.gather(*(place.ask("metrics") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        past = [past for _, past in said]
+        if running:
+            named = named_in(running)
+            past = [only(one, named) for one in past]
+            for place in self._places:
+                place.past.keep_metrics(named)
+        return [*running, *past]
 
     async def _all(self, *states: str) -> None:
         for place in self._places:
             await place.reached(*states)
             if place.state == "down":
-                what = "a worker of the router has ended before it could answer"
+                what = f"a worker of the router could not answer: it {place.end}"
                 reasons = place.unable or [Diagnostic("SS641", what, "see what it wrote above")]
                 await self.stop()
                 raise InvalidInput(reasons)
@@ -125,14 +143,14 @@ class Workers:
         """Have a process there, always."""
         while not self._stopping.is_set():
             began = time.monotonic()
-            how = await place.live(self._begin)
+            await place.live(self._begin)
             self._memory.forget_worker(place.number)
             if self._stopping.is_set() or not self._begin.is_set():
                 break
             if time.monotonic() - began >= _SETTLED_S:
                 place.restarts = 0
             delay_s = _delay(place.restarts)
-            self._tell(_obituary(place, how, delay_s))
+            self._tell(_obituary(place, delay_s))
             if delay_s:
                 place.rest()
                 with suppress(TimeoutError):
@@ -149,11 +167,12 @@ def _delay(restarts: int) -> float:
     return min(delay_s, _LONGEST_S)
 
 
-def _obituary(place: Place, how: str, delay_s: float) -> str:
+def _obituary(place: Place, delay_s: float) -> str:
     when = f"in {delay_s:.1f} s" if delay_s else "at once"
     why = "".join(f"\n{one}" for one in place.unable)
-    return f"servestate: worker {place.number} (pid {place.pid}) {how}; it is replaced {when}{why}"
+    return f"servestate: worker {place.number} (pid {place.pid}) {place.end}; it is replaced {when}{why}"
 
 
-def _line(place: Place) -> dict[str, Any]:
-    return {"pid": place.pid, "state": place.state, "restarts": place.restarts}
+def _line(place: Place, now: Report | None) -> dict[str, Any]:
+    version = None if now is None else now["table_version"]
+    return {"pid": place.pid, "state": place.state, "restarts": place.restarts, "table_version": version}

@@ -31,6 +31,7 @@ class Books(kept.Books):
         self._secrets = secrets
         self._worker = worker
         self._traces = Traces(config.otlp) if config.otlp else None
+        self.begun = self._traces.begun if self._traces is not None else None
         self._access = AccessLog(config.access_log, worker) if config.access_log is not None else None
         folder = config.folder
         self._payloads = PayloadLogs(folder and folder / "inference", config.records, worker)
@@ -95,7 +96,7 @@ class Books(kept.Books):
         if self._usage is not None and self._usage.writer is not None:
             found["usage"] = self._usage.writer.dropped
         if self._traces is not None:
-            found["traces"] = self._traces.exporter.dropped
+            found["traces"] = self._traces.dropped
         return found
 
     def report(self) -> dict[str, Any]:
@@ -116,9 +117,8 @@ class Books(kept.Books):
             yield "access_log", self._access.writer.error
         if self._usage is not None and self._usage.writer is not None and self._usage.writer.error:
             yield "usage", self._usage.writer.error
-        failing = [f"{one.name}: {one.error}" for one in self._payloads.writers.values() if one.error]
-        if failing:
-            yield "inference_tables", "; ".join(failing)
+        if self._payloads.errors:
+            yield "inference_tables", "; ".join(self._payloads.errors)
         if self._traces is not None and self._traces.exporter.error:
             yield "traces", self._traces.exporter.error
 
@@ -127,7 +127,7 @@ class Books(kept.Books):
         more."""
         until = time.monotonic() + within_s
         writers = [log.writer for log in (self._access, self._usage) if log is not None]
-        closing = [one for one in (*writers, *self._payloads.writers.values()) if one is not None]
+        closing = [one for one in (*writers, self._payloads) if one is not None]
         for writer in closing:
             writer.stop()  # all at once, so that they end side by side
         for writer in closing:

@@ -46,6 +46,15 @@ FAMILIES: dict[str, Family] = {
     "gen_ai_server_time_per_output_token_seconds": Family(
         "histogram", "Time per token of a stream after its first.", _OPERATION, PER_TOKEN_S
     ),
+    "gen_ai_client_operation_duration_seconds": Family(
+        "histogram",
+        "Operations on external models, of which the router is the client, with all attempts before.",
+        (*_OPERATION, "error_type"),
+        DURATION_S,
+    ),
+    "gen_ai_client_operation_time_to_first_chunk_seconds": Family(
+        "histogram", "The same, of a stream, to its first content.", _OPERATION, FIRST_TOKEN_S
+    ),
     "gen_ai_client_token_usage": Family(
         "histogram",
         "Tokens of a request as its model's server stated them.",
@@ -91,7 +100,9 @@ FAMILIES: dict[str, Family] = {
         "counter", "Copies of requests for another entity.", ("endpoint", "entity", "outcome")
     ),
     "servestate_guarded_total": Family(
-        "counter", "Requests and answers that a guardrail refused or masked.", ("endpoint", "side", "action")
+        "counter",
+        "Requests and answers that a guardrail refused, masked or had no room for (busy).",
+        ("endpoint", "side", "action"),
     ),
     "servestate_usage_tokens_total": Family(
         "counter",

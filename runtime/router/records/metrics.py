@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, EMBEDDING, Kind
 from servestate.runtime.router.records.counters import Histogram, KindCounters, error_type
 from servestate.runtime.router.records.families import FAMILIES, Family, Sample, Snapshot
+from servestate.runtime.router.records.providers import OURS, UNKNOWN, provider_at
 
 if TYPE_CHECKING:
     from servestate.runtime.router.records.record import Record
@@ -192,18 +193,25 @@ def _samples(endpoint: LiveEndpoint, entity: LiveEntity) -> Iterator[tuple[str, 
         yield "servestate_usage_tokens_total", [[*place, kind, estimated], count]
     for body, numbers in counters.kinds.items():
         labels = [*place, OPERATIONS.get(body, "_OTHER"), provider_of(entity), route.model]
-        yield from _of_kind(labels, numbers)
+        yield from _of_kind(labels, numbers, external=route.fixed_path)
 
 
 def provider_of(entity: LiveEntity) -> str:
-    """`gen_ai_provider_name`: whether the model runs here."""
-    return "external" if entity.route.fixed_path else "servestate"
+    """`gen_ai_provider_name`: who serves the model, ourselves for one that runs here."""
+    route = entity.route
+    if not route.fixed_path:
+        return OURS
+    return provider_at(route.backends[0].url) if route.backends else UNKNOWN
 
 
-def _of_kind(labels: list[str], numbers: KindCounters) -> Iterator[tuple[str, Sample]]:
+def _of_kind(labels: list[str], numbers: KindCounters, *, external: bool) -> Iterator[tuple[str, Sample]]:
     for error, durations in numbers.durations.items():
         yield "gen_ai_server_request_duration_seconds", _sample([*labels, error], durations)
+        if external:
+            yield "gen_ai_client_operation_duration_seconds", _sample([*labels, error], durations)
     yield "gen_ai_server_time_to_first_token_seconds", _sample(labels, numbers.first)
+    if external:
+        yield "gen_ai_client_operation_time_to_first_chunk_seconds", _sample(labels, numbers.first)
     yield "gen_ai_server_time_per_output_token_seconds", _sample(labels, numbers.per_token)
     yield "gen_ai_client_token_usage", _sample([*labels, "input"], numbers.prompt)
     yield "gen_ai_client_token_usage", _sample([*labels, "output"], numbers.completion)

@@ -1,7 +1,7 @@
 """Inference tables: what was asked and answered, as rows of files, without the secrets that were in it.
 
 The columns are those of the serving API's inference tables, and `request_metadata`, which says what the
-names of the others cannot. All the work is done by a writer's thread.
+names of the others cannot. All the work is done by one thread, a turn of each table after the other.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from servestate.runtime.router.records.aggregation import aggregated
 from servestate.runtime.router.records.redaction import Redaction
 from servestate.runtime.router.records.requester import requester
 from servestate.runtime.router.records.rotation import RotatingFile, Rotation, of_worker
-from servestate.runtime.router.records.writer import Destination, Writer
+from servestate.runtime.router.records.writer import Destination, Queue, Room, WriterThread
 
 if TYPE_CHECKING:
     from servestate.runtime.router.records.record import Record
 
-QUEUE_BYTES = 32 << 20
-"""Of bodies that wait to be written, per table."""
+ROOM_BYTES = 64 << 20
+"""Of bodies that wait to be written, of all tables together."""
 PARQUET_S = 30.0
 """After how long a Parquet file is written, however few its rows: until then they are in memory only."""
 PARQUET_BYTES = 8 << 20
 _OVERHEAD_BYTES = 1024  # of a row, beside its bodies
 _GZIP = b"\x1f\x8b"
 _MOST_UNPACKED = 16 << 20
+_BEYOND_BYTES = 16 << 10
+"""How much of a body is looked through for secrets after the last byte that is written."""
+_SPACE = 64
 _ID_CHARACTERS = 256
 
 
@@ -57,8 +60,9 @@ class PayloadLogs:
         self._worker = worker
         self._rules: dict[str, Payloads] = {}
         self._redaction = Redaction()
-        self._dropped_before = 0
-        self.writers: dict[Payloads, Writer[Entry]] = {}
+        self._room = Room(ROOM_BYTES)
+        self._thread = WriterThread("inference tables")
+        self.queues: dict[Payloads, Queue[Entry]] = {}
 
     def check(self, table: RoutingTable) -> None:
         """Raises ValueError where what an endpoint has to have recorded cannot be: it is not served then."""
@@ -78,32 +82,48 @@ class PayloadLogs:
         self._rules = {one.name: one.payloads for one in table.endpoints if one.payloads is not None}
         self._redaction = Redaction(secrets)
         wanted = set(self._rules.values())
-        for rule in self.writers.keys() - wanted:
-            writer = self.writers.pop(rule)
-            writer.stop()
-            self._dropped_before += writer.dropped
-        for rule in wanted - self.writers.keys():
-            self.writers[rule] = Writer(f"inference table {rule.table}", self._open(rule), QUEUE_BYTES)
+        for rule in self.queues.keys() - wanted:
+            self.queues.pop(rule).stop()
+        for rule in wanted - self.queues.keys():
+            queue = self.queues[rule] = Queue(f"inference table {rule.table}", self._open(rule), self._room)
+            self._thread.add(queue)
 
     def ended(self, record: Record) -> None:
         """A request is over, with bodies."""
         rule = self._rules.get(record.endpoint.name)
         if rule is None:  # no longer recorded since it began
             return
-        size = len(record.request or b"") + len(record.answer or b"") + _OVERHEAD_BYTES
-        self.writers[rule].put(Entry(record, rule, self._redaction), size)
+        request, answer = record.request or b"", record.answer or b""
+        most = rule.max_body_bytes + _BEYOND_BYTES
+        if len(request) > most:
+            request = record.request = request[:most]
+        size = len(request) + len(answer) + _OVERHEAD_BYTES
+        self.queues[rule].put(Entry(record, rule, self._redaction), size)
 
     @property
     def dropped(self) -> int:
         """How many were lost so far."""
-        return self._dropped_before + sum(writer.dropped for writer in self.writers.values())
+        return self._room.dropped
+
+    @property
+    def errors(self) -> list[str]:
+        """Why tables cannot be written at the moment."""
+        return [f"{one.name}: {one.error}" for one in self.queues.values() if one.error]
+
+    def stop(self) -> None:
+        """Have what is left written."""
+        self._thread.stop()
+
+    def close(self, within_s: float) -> None:
+        """`stop`, and wait for it no longer than that."""
+        self._thread.close(within_s)
 
     def _open(self, rule: Payloads) -> Destination[Entry]:
         assert self._folder is not None
         folder = self._folder / rule.table
         if rule.format == "parquet":
             most = self._rotation.max_bytes * (self._rotation.keep + 1)
-            return ParquetTable(folder, most, self._worker)
+            return ParquetTable(folder, most, self._worker, self._room)
         return JsonlTable(RotatingFile(of_worker(folder / "payload.jsonl", self._worker), self._rotation))
 
 
@@ -129,8 +149,10 @@ class ParquetTable:
     """Rows as whole Parquet files, named by the time of their first row, of which the newest stay that are
     `most_bytes` together: as many bytes as the other format may take."""
 
-    def __init__(self, folder: Path, most_bytes: int, worker: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, worker: int, room: Room) -> None:
+        """`room` is where its rows wait for more."""
         self._folder = folder
+        self._room = room
         self._most_bytes = most_bytes
         self._worker = worker
         self._since: float | None = None
@@ -142,7 +164,8 @@ class ParquetTable:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-        if not last and now - self._since < PARQUET_S and _size(items) < PARQUET_BYTES:
+        waits = now - self._since < PARQUET_S and _size(items) < PARQUET_BYTES
+        if waits and not last and not self._room.tight:
             return
         self._folder.mkdir(0o700, parents=True, exist_ok=True)
         path = self._folder / f"{time.time_ns()}-w{self._worker}.parquet"
@@ -212,14 +235,17 @@ def _metadata(record: Record) -> dict[str, str]:
 
 
 def _text(content: bytes, entry: Entry) -> tuple[str, bool]:
-    """A body as text, and whether part of it is missing."""
+    """A body as text, and whether part of it is missing. Only what may be written is looked through, and a
+    little more: a secret across the cut is seen as one."""
     most = entry.rule.max_body_bytes
     cut = len(content) > most
     if content.startswith(_GZIP):
         content = _unpacked(content)
-    if content.lstrip().startswith(b"data:"):
+    if content[:_SPACE].lstrip().startswith(b"data:"):
         content = aggregated(content)
-    text = entry.redaction.hide(content.decode("utf-8", "replace"), cut=cut)
+    looked = content[: most + _BEYOND_BYTES]
+    cut = cut or len(looked) < len(content)
+    text = entry.redaction.hide(looked.decode("utf-8", "replace"), cut=cut)
     whole = text.encode()
     if len(whole) <= most:
         return text, cut

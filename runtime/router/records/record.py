@@ -6,6 +6,7 @@ loop with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Record:
     code, "" where all went well. `cut` says why an answer broke off that had begun, `gone` that the client
     left first. `sent` counts bytes of the request's body, `received` those of the answer, `chunks` the pieces
     of a stream. `request` and `answer` hold the bodies where the endpoint records payloads and this one was
-    chosen; `usage_context` and `client_request_id` are the caller's own words.
+    chosen; `span` is its trace and span, once they are told upstream; `usage_context` and
+    `client_request_id` are the caller's own words.
     """
 
     # On the class, not set one by one for each request: most stay as they are.
@@ -77,6 +79,7 @@ class Record:
     usage: Usage | None = None
     response_model = ""
     traceparent = b""
+    span: tuple[int, int] | None = None
     request: bytes | None = None
     answer: bytes | None = None
     client_request_id = ""
@@ -104,6 +107,9 @@ class Books(Protocol):
 
     metrics: Metrics
     """For what is rare; its counters say by which labels."""
+
+    begun: Callable[[Record, bytes], bytes] | None
+    """Where traces are kept: the header lines of a request as they go upstream, with its span."""
 
     def ended(self, record: Record) -> None:
         """A request that was taken on is over."""

@@ -4,6 +4,7 @@ and where traces are wanted. Batching, sending and repeating are the SDK's own, 
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -26,18 +27,21 @@ if TYPE_CHECKING:
 _PATH = "/v1/traces"
 _NANOSECONDS = 1_000_000_000
 _QUEUED = 8192
-"""Spans that wait to be sent; when there are more, the SDK drops the oldest."""
+"""Spans that wait to be sent."""
+_BATCH = 512
+_PARENT_FIELDS = re.compile(rb"^traceparent: [^\r\n]*\r\n", re.MULTILINE)
+_TRACE_FIELDS = re.compile(rb"^trace(?:parent|state): [^\r\n]*\r\n", re.MULTILINE)
 
 
 class Watched:
-    """An exporter, and what became of its spans: `dropped` counts those that could not be delivered, `error`
-    says why the last were not, "" if they were."""
+    """An exporter, and what became of its spans: `taken` counts those it was given, `dropped` those of them
+    that could not be delivered; `error` says why the last were not, "" if they were."""
 
     def __init__(self, url: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import SpanExportResult
 
-        self.dropped = 0
+        self.taken = self.dropped = 0
         self.error = ""
         self._url = url if urlsplit(url).path.strip("/") else url.rstrip("/") + _PATH
         self._exporter = OTLPSpanExporter(endpoint=self._url)
@@ -45,12 +49,15 @@ class Watched:
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `SpanExporter`."""
-        result = self._exporter.export(spans)
-        if result is self._delivered:
-            self.error = ""
-        else:
-            self.error = f"{len(spans)} spans could not be sent to {self._url}"
-            self.dropped += len(spans)
+        self.taken += len(spans)
+        delivered = False
+        try:
+            result = self._exporter.export(spans)
+            delivered = result is self._delivered
+        finally:  # what it raises, the SDK logs and forgets
+            if not delivered:
+                self.dropped += len(spans)
+            self.error = "" if delivered else f"{len(spans)} spans could not be sent to {self._url}"
         return result
 
     def shutdown(self) -> None:
@@ -66,9 +73,10 @@ class Traces:
     """The spans of one worker. They are made whole when their request is over, which costs a third of one
     that is begun and ended."""
 
-    def __init__(self, url: str, delay_s: float = 1.0) -> None:
+    def __init__(self, url: str, delay_s: float = 1.0, queued: int = _QUEUED) -> None:
         """`url` is that of the collector, with the path of its traces or without any; spans are sent so long
-        after the first of a batch. Raises InvalidInput SS643 where the SDK is not installed."""
+        after the first of a batch, and so many may wait for it. Raises InvalidInput SS643 where the SDK is
+        not installed."""
         try:
             from opentelemetry import trace
             from opentelemetry.sdk.resources import Resource
@@ -87,20 +95,46 @@ class Traces:
         self._scope = InstrumentationScope("servestate.router", VERSION)
         self._resource = Resource.create({"service.name": "servestate-router", "service.version": VERSION})
         self._processor = BatchSpanProcessor(
-            cast("SpanExporter", self.exporter), max_queue_size=_QUEUED, schedule_delay_millis=delay_s * 1000
+            cast("SpanExporter", self.exporter),
+            max_queue_size=queued,
+            schedule_delay_millis=delay_s * 1000,
+            max_export_batch_size=min(_BATCH, queued),
         )
+        self._queued = queued
+        self._made = self._refused = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many spans were lost so far: not delivered, or without room to wait."""
+        return self._refused + self.exporter.dropped
+
+    def begun(self, record: Record, fields: bytes) -> bytes:
+        """The header lines `fields` of a request as they go upstream: what happens there belongs to the span
+        of this request, unless whoever began the trace does not sample it."""
+        parent = self._parent(record.traceparent)
+        if parent is not None and not parent.trace_flags.sampled:
+            return fields
+        record.span = trace, span = _ids(parent)
+        stale = (
+            _TRACE_FIELDS if parent is None else _PARENT_FIELDS
+        )  # no state without its trace (section 3.3)
+        return b"%btraceparent: 00-%032x-%016x-01\r\n" % (stale.sub(b"", fields), trace, span)
 
     def ended(self, record: Record) -> None:
         """A request is over. One of a trace that whoever began it does not sample leaves no span."""
-        parent = self._parent(record.traceparent) if record.traceparent else None
+        parent = self._parent(record.traceparent)
         if parent is not None and not parent.trace_flags.sampled:
             return
-        trace = parent.trace_id if parent is not None else random.getrandbits(128)
+        if self._made - self.exporter.taken >= self._queued:  # the SDK would drop one and tell nobody
+            self._refused += 1
+            return
+        self._made += 1
+        trace, span = record.span or _ids(parent)
         began = int(record.wall * _NANOSECONDS)
         self._processor.on_end(
             self._span(
                 f"{OPERATIONS.get(record.kind, '_OTHER')} {record.endpoint.name}",
-                context=self._context(trace, random.getrandbits(64), False, self._sampled),
+                context=self._context(trace, span, False, self._sampled),
                 parent=parent,
                 resource=self._resource,
                 attributes=_attributes(record),
@@ -124,11 +158,17 @@ class Traces:
 
     def _parent(self, traceparent: bytes) -> SpanContext | None:
         """What a W3C traceparent names; None if it is none."""
-        match = TRACEPARENT.match(traceparent)
+        match = TRACEPARENT.match(traceparent) if traceparent else None
         if match is None:
             return None
         trace, span, flags = (int(part, 16) for part in match.groups())
-        return self._context(trace, span, True, self._flags(flags))
+        context = self._context(trace, span, True, self._flags(flags))
+        return context if context.is_valid else None
+
+
+def _ids(parent: SpanContext | None) -> tuple[int, int]:
+    """Of a new span, and of its trace."""
+    return random.getrandbits(128) if parent is None else parent.trace_id, random.getrandbits(64)
 
 
 def _attributes(record: Record) -> dict[str, str | bool | int | float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[2] / ".venv-garden" / "bin" / "python"
-"""An environment with `requirements/garden.in`."""
+"""An environment of `requirements/garden.txt`, which `make garden` sets up."""
 
 NGINX = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr crit;

@@ -15,10 +15,20 @@ from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Rig, ask, request, serving, until
-from tests.router.upstreams import Received, Script, Upstream, answer, says, sse_head, table
+from tests.router.upstreams import (
+    BROKEN,
+    DOWN,
+    Received,
+    Script,
+    Upstream,
+    answer,
+    hangs,
+    hangs_up,
+    says,
+    sse_head,
+    table,
+)
 
-DOWN = "http://127.0.0.1:1"
-BROKEN = answer(b'{"error":{"message":"boom"}}', "500 Internal Server Error")
 BUSY = answer(b'{"error":{"message":"busy"}}', "429 Too Many Requests")
 LONG = replace(QUICK, health=HealthPolicy(ejection_s=60))
 SHORT = replace(QUICK, health=HealthPolicy(errors=2, ejection_s=0.05))
@@ -38,20 +48,6 @@ def state(r: Rig, replica: str = "a#0") -> str:
 async def statuses(r: Rig, count: int) -> Counter[int]:
     """Of so many requests, one after the other."""
     return Counter([(await ask(r, request())).status for _ in range(count)])
-
-
-def hangs() -> Script:
-    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(3600)
-
-    return script
-
-
-def hangs_up() -> Script:
-    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-        writer.transport.abort()
-
-    return script
 
 
 def once(first: Script, then: Script) -> Script:
@@ -95,7 +91,7 @@ def test_five_errors_in_a_row_take_a_replica_out_of_use() -> None:
 @pytest.mark.parametrize(
     ("script", "reason", "status"),
     [
-        (hangs_up(), "lost", 504),
+        (hangs_up, "lost", 504),
         (says(b"nonsense\r\n\r\n"), "bad", 500),
         (says(sse_head() + b"0\r\n\r\n"), "empty", 504),
     ],
@@ -130,7 +126,7 @@ def test_one_that_does_not_answer_in_time_is_to_blame() -> None:
     async def body() -> None:
         traffic = Traffic(deadline_s=0.05)
         async with (
-            Upstream(hangs()) as slow,
+            Upstream(hangs) as slow,
             Upstream() as good,
             serving(replicas(slow.url, good.url, traffic=traffic), LONG) as r,
         ):
@@ -291,7 +287,7 @@ def test_a_client_that_leaves_during_a_trial_does_not_hold_it_up() -> None:
             serving(replicas(bad.url, good.url), SHORT) as r,
         ):
             await until_ejected(r)
-            bad.script = hangs()
+            bad.script = hangs
             seen = len(bad.received)
             writers = []
             while state(r) != "trial":
@@ -320,7 +316,7 @@ def test_whatever_becomes_of_a_trial_another_one_follows(how: str) -> None:
             guard = {"guard_output": Guard(("forbidden",))} if how.startswith(("guard", "over")) else {}
             odd: dict[str, Script] = {
                 "429": says(BUSY),
-                "connecting": hangs_up(),
+                "connecting": hangs_up,
                 "guarded": says(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"a"'),
                 "guard": says(answer(b'{"a":"forbidden"}')),
                 "oversize": says(answer(b'{"a":"%b"}' % (b"x" * 2000))),

@@ -88,15 +88,21 @@ def test_many_large_bodies_all_arrive_a_few_at_a_time() -> None:
     rig.run(body())
 
 
+async def _hold_the_room(r: rig.Rig) -> list[asyncio.StreamWriter]:
+    """Two clients that have begun large bodies and do not go on: there is no room for a third."""
+    held = []
+    for _ in range(2):
+        _, writer = await r.connect()
+        writer.write(request(LARGE)[:70_000])
+        held.append(writer)
+    await rig.until(lambda: r.router.budget.left < len(LARGE))
+    return held
+
+
 def test_whoever_finds_no_room_in_time_may_come_again() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("a", 100, up.url)), TIGHT) as r:
-            held = []
-            for _ in range(2):
-                _, writer = await r.connect()
-                writer.write(request(LARGE)[:70_000])
-                held.append(writer)
-            await rig.until(lambda: r.router.budget.left < len(LARGE))
+            held = await _hold_the_room(r)
             got = await ask(r, request(LARGE))
             assert (got.status, got.fields["retry-after"]) == (503, "1")
             assert (await ask(r, request())).status == 200, "small ones need no room"
@@ -111,12 +117,7 @@ def test_whoever_finds_no_room_in_time_may_come_again() -> None:
 def test_a_client_that_waits_to_be_asked_is_asked_when_there_is_room() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("a", 100, up.url)), TIGHT) as r:
-            held = []
-            for _ in range(2):
-                _, writer = await r.connect()
-                writer.write(request(LARGE)[:70_000])
-                held.append(writer)
-            await rig.until(lambda: r.router.budget.left < len(LARGE))
+            held = await _hold_the_room(r)
             reader, writer = await r.connect()
             whole = request(LARGE, fields="Expect: 100-continue\r\n")
             head, _, rest = whole.partition(b"\r\n\r\n")

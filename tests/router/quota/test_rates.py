@@ -18,6 +18,7 @@ from servestate.runtime.router.quota import windows
 from servestate.runtime.router.quota.memory import MOST_ENTRIES, Memory
 from servestate.runtime.router.quota.rates import Admission, Denied, Rates
 from servestate.runtime.router.quota.windows import Window
+from tests.router.quota.spans import most_in_a_span
 
 ANN, BOB = Caller("ann"), Caller("bob", groups=frozenset({"ops", "all"}))
 ROBOT = Caller("ann", Kind.SERVICE_PRINCIPAL)
@@ -62,16 +63,6 @@ def denied(limited: Rates, caller: Caller, now: float, tokens: int = 0) -> Denie
     got = limited.admit(caller, tokens, now)
     assert isinstance(got, Denied)
     return got
-
-
-def most_in_a_span(times: list[float]) -> int:
-    """How many of the times lie within less than 60 s, at most."""
-    most = first = 0
-    for last, now in enumerate(times):
-        while now - times[first] >= 60.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 def calls_let_through(limited: Rates, steps: list[float]) -> list[float]:

@@ -33,6 +33,7 @@ from servestate.runtime.router.quota.memory import (
 from servestate.runtime.router.quota.mutex import PATIENCE_S, Mutex, Uncountable
 from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.quota.windows import Gauge, Window
+from tests.router.quota.spans import most_in_a_span
 
 STORM = Path(__file__).with_name("storm.py")
 SPEED = 30.0
@@ -133,16 +134,6 @@ def fleet(memory: Memory, folder: Path) -> Iterator[Fleet]:
         for worker in started.workers:
             worker.kill()
             worker._out.close()
-
-
-def most_in_a_span(times: list[float]) -> int:
-    """How many of the times lie within less than 60 s, at most."""
-    most = first = 0
-    for last, now in enumerate(times):
-        while now - times[first] >= 60.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
 
 
 # Several processes
@@ -403,7 +394,7 @@ def test_what_cannot_be_counted_is_not_admitted_and_what_ends_meanwhile_is_count
             assert isinstance(shadow.admit(ANN, 0, 2.0), Admission)
             for _ in range(50):
                 assert isinstance(rates.admit(ANN, 1, 2.0), Denied)
-            assert time.monotonic() - began < 0.1, "the loop waits once"
+            assert time.monotonic() - began < 25 * PATIENCE_S, "the loop waits once"
             running.ended(1, 2.0)
             assert [memory.sequence("ep").next() for _ in range(3)] == [0, 1, 2], "splits have their own"
         finally:

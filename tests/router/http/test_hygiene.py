@@ -12,13 +12,9 @@ from servestate.planner.table import Backend, Credential, EntityRoute
 from servestate.planner.table_file import decode, encode
 from servestate.runtime.router.http.headers import TO_CLIENT
 from tests.router import rig
+from tests.router.corpus import names
 from tests.router.rig import CHAT, ask, request, serving
 from tests.router.upstreams import Upstream, answer, entity, says, table
-
-
-def names(text: str) -> list[str]:
-    return text.split()
-
 
 # Hop-by-hop, spoofing, engine control, caller identity, framing twins.
 NEVER_UP = names("""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-Stamp = tuple[int, int, int]
-_ABSENT: Stamp = (0, 0, 0)
-_UNREAD: Stamp = (-1, -1, -1)
+FileStamp = tuple[int, int, int]
+_ABSENT: FileStamp = (0, 0, 0)
+_UNREAD: FileStamp = (-1, -1, -1)
 """Equal to no file's stamp."""
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Path) -> FileStamp:
     """What changes when the file does: a replaced file has another inode even within one clock tick."""
     try:
         found = os.stat(path)
@@ -20,7 +20,7 @@ def stamp_of(path: Path) -> Stamp:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def stamp_after(error: OSError, stamp: Stamp) -> Stamp:
+def stamp_after(error: OSError, stamp: FileStamp) -> FileStamp:
     """What to remember of a file that could not be read. Most causes are not the file's (no descriptors
     left, a mode that is wrong for a moment) and go without its changing again: it is to be read once more
     next time. One that is missing has to come back."""
