@@ -32,16 +32,22 @@ TORCH := torch==2.13.0
 demo: $(VENV)/.demo.stamp
 	$(BIN)/python examples/quickstart/demo.py
 
-# In two halves at once, for two cores. Those that run the command line are one: some have ports in common.
+# Tests in two halves at once, for two cores: those in some folders, and all others.
+define halves
+@$(BIN)/python -m pytest -m $(1) $(2) &> $(VENV)/half.log & half=$$!; \
+trap "kill $$half 2> /dev/null" EXIT; \
+$(BIN)/python -m pytest -m $(1) $(addprefix --ignore=,$(2)); rest=$$?; \
+wait $$half; half=$$?; cat $(VENV)/half.log; exit $$((rest ? rest : half))
+endef
+
+# Those that run the command line are one half: some have ports in common.
 COMMANDS := tests/cli tests/seams tests/api
 test: check
-	@$(BIN)/python -m pytest -m "not slow" $(COMMANDS) &> $(VENV)/commands.log & commands=$$!; \
-	trap "kill $$commands 2> /dev/null" EXIT; \
-	$(BIN)/python -m pytest -m "not slow" $(COMMANDS:%=--ignore=%); rest=$$?; \
-	wait $$commands; commands=$$?; cat $(VENV)/commands.log; exit $$((rest ? rest : commands))
+	$(call halves,"not slow",$(COMMANDS))
 
+NO_COMMANDS := tests/containers tests/docker tests/load tests/planner tests/providers tests/simulation tests/spec
 test-slow: $(VENV)/.dev.stamp .venv-garden/.stamp
-	$(BIN)/python -m pytest -m slow
+	$(call halves,slow,$(NO_COMMANDS))
 	$(MAKE) demo
 	$(MAKE) test-engines
 

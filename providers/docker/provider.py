@@ -43,6 +43,8 @@ LOG_LINES_SEARCHED = 400
 """Log lines among which the cause of a failed start is looked for."""
 LOG_LINES_IN_OBSERVATION = 3
 PROGRESS_WIDTH = 120
+_KILLED = 128 + 9  # the code of a process that SIGKILL ended, which is how the kernel gets memory back
+_OOM_SAID_S = 0.5
 
 PULLS_AT_ONCE = 2
 """Pulls to one host at a time: each of them loads several layers at once already."""
@@ -200,6 +202,10 @@ class DockerProvider:
 
     async def _failure(self, daemon: Daemon, found: Found | None, started: str) -> Failed:
         """Why the launch is over."""
+        if found is not None and found.code == _KILLED and not found.out_of_memory:
+            # A Docker Engine hears of memory that ran out by another way than of the end, and at times later.
+            await asyncio.sleep(_OOM_SAID_S)
+            found = await daemon.look(found.id)
         if found is None:
             return Failed(cause.ENDED, "its container is gone")
         log = await daemon.api.logs(found.id, LOG_LINES_SEARCHED)

@@ -25,7 +25,7 @@ from typing import Final
 from servestate.runtime.router.quota.mutex import MUTEX_BYTES, Mutex
 
 MOST_WORKERS: Final = 64
-WINDOWS: Final = 32_768
+WINDOWS = 32_768
 """How many windows there are for all limits and callers; where they are used up, the one of a caller that
 was admitted last longest ago, among those near the new one, is forgotten. Untouched ones take no memory."""
 _GAUGES: Final = 4_096
@@ -68,7 +68,7 @@ _FORMAT: Final = 0x5E57A7E_01
 _NOBODY: Final = 0
 _FORMER: Final = -1
 """A row that changes hands: unlike one that nobody ever had, it does not end the search."""
-_REACH: Final = 64
+_REACH = 64
 """How far from its first place a row may lie."""
 
 

@@ -169,14 +169,14 @@ class WriterThread:
         self._queues: tuple[Queue[Any], ...] = ()
         self._changing = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"write-{name}", daemon=True)
+        self._worker = threading.Thread(target=self._run, name=f"write-{name}", daemon=True)
 
     def add(self, queue: Queue[Any]) -> None:
         """Write this one too, until it is stopped."""
         with self._changing:
             self._queues = (*self._queues, queue)
-        if not self._thread.is_alive():
-            self._thread.start()
+        if not self._worker.is_alive():
+            self._worker.start()
 
     def stop(self) -> None:
         """Have the thread write what is left of all and end."""
@@ -185,10 +185,10 @@ class WriterThread:
     def close(self, within_s: float) -> None:
         """`stop`, and wait for it no longer than that."""
         self.stop()
-        if not self._thread.is_alive():
+        if not self._worker.is_alive():
             return
-        self._thread.join(within_s)
-        if self._thread.is_alive():
+        self._worker.join(within_s)
+        if self._worker.is_alive():
             for queue in self._queues:
                 queue.error = queue.error or f"what was left could not be written within {within_s:g} s"
 
@@ -213,8 +213,8 @@ class Writer(Queue[T]):
 
     def __init__(self, name: str, destination: Destination[T], most_bytes: int) -> None:
         super().__init__(name, destination, Room(most_bytes))
-        self._thread = WriterThread(name)
-        self._thread.add(self)
+        self._worker = WriterThread(name)
+        self._worker.add(self)
 
     @property
     def dropped(self) -> int:
@@ -223,11 +223,11 @@ class Writer(Queue[T]):
 
     def stop(self) -> None:
         """Have the thread write what is left and end."""
-        self._thread.stop()
+        self._worker.stop()
 
     def close(self, within_s: float) -> None:
         """`stop`, and wait for it no longer than that."""
-        self._thread.close(within_s)
+        self._worker.close(within_s)
 
 
 class Lines:
