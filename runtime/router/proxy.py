@@ -251,7 +251,10 @@ class Exchange:
         """The client is gone."""
         if self._phase is not _ENDED:
             self._record.gone = True
-            self._says_nothing()
+            if self._phase is _RELAYING:
+                self._well()
+            else:
+                self._says_nothing()
             self._drop_upstream()
             self._end()
 
@@ -270,6 +273,7 @@ class Exchange:
         """The client's `deadline` has passed."""
         phase = self._phase
         if phase is _RELAYING:
+            self._blame("stalled")
             self._fail(errors.lost(f"the answer made no progress for {self._stall_s:g} s"), "stalled")
         elif phase is _COLLECTING:
             self._collected()  # its status says enough
@@ -525,7 +529,6 @@ class Exchange:
         backend = self._backend
         assert backend is not None
         self._phase = _RELAYING
-        backend.gauge.health.succeeded(self._loop.time(), self._sent_at)
         payload = self._heard(payload, complete)
         framing = self._framing(head, length)
         size = len(payload)
@@ -625,6 +628,8 @@ class Exchange:
     def _after_write(self, complete: bool) -> None:
         now = self._loop.time()
         if complete:
+            if self._backend is not None:  # to be well is to have answered to the end
+                self._backend.gauge.health.succeeded(now, self._sent_at)
             self._end()
             self._client.finished(now)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from servestate.runtime.router.balance.health import Health, HealthPolicy
 from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
-from tests.router.rig import QUICK, Rig, ask, request, serving, until
+from tests.router.rig import QUICK, Rig, ask, bounded, read_answer, request, serving, until
 from tests.router.upstreams import (
     BROKEN,
     DOWN,
@@ -22,6 +23,7 @@ from tests.router.upstreams import (
     Script,
     Upstream,
     answer,
+    chunk,
     hangs,
     hangs_up,
     says,
@@ -391,5 +393,57 @@ def test_the_check_notices_a_replica_that_is_never_ejected(monkeypatch: pytest.M
             serving(replicas(bad.url, good.url), LONG) as r,
         ):
             assert (await statuses(r, 40))[500] == 20
+
+    rig.run(body())
+
+
+async def begins(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A stream that begins well and says no more."""
+    writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
+    await hangs(received, writer)
+
+
+async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A stream that begins well and ends in the middle."""
+    writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"), [(begins, "stalled"), (breaks, "lost")], ids=["stalls", "breaks"]
+)
+def test_an_answer_that_began_well_must_end_well(script: Script, reason: str) -> None:
+    """Else a replica that dies in the middle of each answer would never be taken out of use."""
+
+    async def body() -> None:
+        limits = replace(LONG, stall_s=0.05)
+        async with (
+            Upstream(script) as bad,
+            Upstream() as good,
+            serving(replicas(bad.url, good.url), limits) as r,
+        ):
+            for _ in range(20):
+                reader, writer = await r.connect()
+                writer.write(request())
+                with suppress(asyncio.IncompleteReadError):
+                    await bounded(read_answer(reader))
+                writer.close()
+            assert len(bad.received) == 5
+            told = r.router.report()["replicas"]["a#0"]
+            assert (told["state"], told["reason"]) == ("ejected", reason)
+
+    rig.run(body())
+
+
+def test_a_client_that_leaves_in_the_middle_speaks_for_the_replica() -> None:
+    async def body() -> None:
+        async with Upstream(begins) as up, Upstream() as good, serving(replicas(up.url, good.url), LONG) as r:
+            for _ in range(20):
+                reader, writer = await r.connect()
+                writer.write(request())
+                await bounded(reader.readuntil(b"\r\n\r\n"))
+                writer.close()
+            assert state(r) == "healthy"
+            assert len(up.received) > 5
 
     rig.run(body())
