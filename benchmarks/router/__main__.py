@@ -14,11 +14,12 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.router.fidelity import Fidelity, fidelity
-from benchmarks.router.lineup import Bench, bench
+from benchmarks.router.figures import Figures
+from benchmarks.router.lineup import Bench, Target, bench
 from benchmarks.router.load import CONNECTIONS
 from benchmarks.router.measure import (
     CHUNKS_PER_S,
@@ -26,7 +27,7 @@ from benchmarks.router.measure import (
     Effort,
     Measurements,
 )
-from benchmarks.router.peers import PEERS
+from benchmarks.router.peers import COMPILED, OURS, PEERS
 from benchmarks.router.report import bars, costs, relaying
 from benchmarks.router.workers import Workers, workers
 
@@ -86,7 +87,7 @@ def report_of(
         "`a / b`: a while the two cores shared a cache, b while they did not (`-`: did not occur); what was",
         "asked for has to hold for both.\n",
         "## What was asked for\n",
-        bars(figures, bodies, scaled if isinstance(scaled, Workers) else None),
+        *_asked_for(figures, bodies, scaled if isinstance(scaled, Workers) else None, on.targets),
         f"Workers: {scaled.text() if isinstance(scaled, Workers) else scaled}\n",
         "## Targets\n",
         costs(figures, on.targets),
@@ -98,6 +99,15 @@ def report_of(
         relaying(bodies, on.targets),
     ]
     return "\n".join(parts)
+
+
+def _asked_for(
+    figures: Figures, bodies: dict[str, Fidelity], scaled: Workers | None, targets: Sequence[Target]
+) -> Iterator[str]:
+    for name in (COMPILED, OURS):
+        if name in (target.name for target in targets):
+            yield f"### {name}\n"
+            yield bars(figures, bodies, scaled, name)
 
 
 def say(text: str) -> None:

@@ -30,6 +30,16 @@ node_package() {
     mkdir -p "$folder/$1" && npm install --silent --no-audit --no-fund --prefix "$folder/$1" "$2" && echo "$2" >"$marker"
 }
 
+# Our own router as machine code, in a copy of this tree: made anew each time, since the source changes.
+compiled() {
+    local own
+    own=$(cd "$(dirname "$0")/../.." && pwd)
+    rm -rf "$folder/compiled" && mkdir -p "$folder/compiled/tree" || return
+    git -C "$own" ls-files -z | (cd "$own" && tar --null --create --no-recursion --files-from -) |
+        tar --extract --directory "$folder/compiled/tree" || return
+    (cd "$folder/compiled/tree" && SERVESTATE_COMPILE=1 "$own/.venv/bin/python" setup.py --quiet build_ext --inplace)
+}
+
 install() {
     case $1 in
     gcc) debian gcc gcc ;;
@@ -47,13 +57,14 @@ install() {
         wheel litellm 'litellm[proxy]==1.106.2' opentelemetry-api opentelemetry-sdk opentelemetry-exporter-otlp
         ;;
     py-spy) wheel py-spy py-spy==0.4.3 ;; # for benchmarks/router/profile.py
+    compiled) compiled ;;
     portkey) node_package portkey @portkey-ai/gateway@1.15.2 ;;
     *) echo "there is no peer of that name" && return 1 ;;
     esac
 }
 
 failed=0
-[ $# -gt 0 ] || set -- gcc wrk nginx haproxy envoy traefik vllm-router sglang-router smg portkey litellm py-spy
+[ $# -gt 0 ] || set -- gcc wrk nginx haproxy envoy traefik vllm-router sglang-router smg portkey litellm py-spy compiled
 for name; do
     if install "$name" >"$folder/$name.log" 2>&1; then
         echo "$name: installed"

@@ -79,51 +79,53 @@ def relaying(found: Mapping[str, Fidelity], targets: Sequence[Target]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bars(figures: Figures, fidelities: Mapping[str, Fidelity], workers: Workers | None) -> str:
-    """What is promised, and whether this run shows it."""
+def bars(
+    figures: Figures, fidelities: Mapping[str, Fidelity], workers: Workers | None, ours: str = OURS
+) -> str:
+    """What is promised, and whether this run shows it of `ours`."""
     lines = ["| figure | asked for | found | |", "| --- | --- | --- | --- |"]
-    found = [*_throughput(figures), *_delays(figures), *_streaming(figures, fidelities)]
-    found.append(_at_most(f"RSS with {OPEN_STREAMS:,} open streams, MiB", (figures.median(OURS, "rss"),), 80))
+    found = [*_throughput(figures, ours), *_delays(figures, ours), *_streaming(figures, fidelities, ours)]
+    found.append(_at_most(f"RSS with {OPEN_STREAMS:,} open streams, MiB", (figures.median(ours, "rss"),), 80))
     if workers is not None:
         found.append(_at_least("two workers: CPU time allows x requests/s", (workers.speed_up,), 1.8))
     return "\n".join((*lines, *(bar.row() for bar in found))) + "\n"
 
 
-def _throughput(figures: Figures) -> list[Bar]:
+def _throughput(figures: Figures, ours: str) -> list[Bar]:
     """Ratios of requests per second of a saturated core are those of CPU time, inverted."""
     asked = ((YARDSTICK, 0.5), ("vllm-router", 1.5), ("Envoy", 1.5), ("LiteLLM", 200))
     what = "requests/s per core / "
-    each = [_at_least(f"{what}{name}'s", _faster(figures, name), bound) for name, bound in asked]
-    others = zip(*(_faster(figures, name) for name in LLM_ROUTERS), strict=True)
+    each = [_at_least(f"{what}{name}'s", _faster(figures, ours, name), bound) for name, bound in asked]
+    others = zip(*(_faster(figures, ours, name) for name in LLM_ROUTERS), strict=True)
     least = [min((one for one in ratios if not math.isnan(one)), default=NAN) for ratios in others]
     return [*each, _at_least(f"{what}the fastest LLM router's", least, 1)]
 
 
-def _faster(figures: Figures, than: str) -> list[float]:
-    return [1 / figures.ratio(OURS, than, "small cpu", at) for at in (NEAR, FAR)]
+def _faster(figures: Figures, ours: str, than: str) -> list[float]:
+    return [1 / figures.ratio(ours, than, "small cpu", at) for at in (NEAR, FAR)]
 
 
-def _delays(figures: Figures) -> list[Bar]:
-    added = [figures.ratio(OURS, YARDSTICK, "added p50", at) for at in (NEAR, FAR)]
-    direct = figures.median(OURS, "p99 direct")
+def _delays(figures: Figures, ours: str) -> list[Bar]:
+    added = [figures.ratio(ours, YARDSTICK, "added p50", at) for at in (NEAR, FAR)]
+    direct = figures.median(ours, "p99 direct")
     what = f"p99 at half load, µs (without a router {_number(direct)})"
     return [
         _at_most("added p50 at one connection / nginx's", added, 1.4),
-        _at_most(what, (figures.median(OURS, "p99"),), 2000),
+        _at_most(what, (figures.median(ours, "p99"),), 2000),
     ]
 
 
-def _streaming(figures: Figures, fidelities: Mapping[str, Fidelity]) -> list[Bar]:
-    ours, theirs = figures.median(OURS, "streams"), figures.median(YARDSTICK, "streams")
-    relayed = fidelities.get(OURS)
+def _streaming(figures: Figures, fidelities: Mapping[str, Fidelity], name: str) -> list[Bar]:
+    ours, theirs = figures.median(name, "streams"), figures.median(YARDSTICK, "streams")
+    relayed = fidelities.get(name)
     same = None if relayed is None else relayed == Fidelity("same but `model`", "same", "same")
-    chunk = [figures.ratio(OURS, YARDSTICK, "chunk cpu", at) for at in (NEAR, FAR)]
+    chunk = [figures.ratio(name, YARDSTICK, "chunk cpu", at) for at in (NEAR, FAR)]
     return [
         _at_most("CPU per relayed chunk / nginx's", chunk, 1.15),
         Bar(
             f"paced streams ({CHUNKS_PER_S} chunks/s, added p90 < 10 ms, none lost), ours and nginx's",
             "as many",
-            f"{_streams(figures, OURS)} and {_streams(figures, YARDSTICK)}",
+            f"{_streams(figures, name)} and {_streams(figures, YARDSTICK)}",
             None if math.isnan(ours) or math.isnan(theirs) else ours >= theirs,
         ),
         Bar("bodies relayed byte for byte but for `model`", "yes", "yes" if same else "see below", same),

@@ -22,6 +22,7 @@ from tests.cli.managed import AUTHORIZATION, Managed, managed, only_endpoints, t
 from tests.cli.snapshots import filtered, in_order
 
 ANY = "127.0.0.1:0"
+PROGRESS = re.compile(r'"type": ?"apply_progress"|^    engine \d+ starts$|: Still ')
 BOTH = {**ONE, "elsewhere": {"theirs": remote("a", 100)}}
 
 
@@ -58,8 +59,14 @@ def rewrite(site: Site, old: str, new: str) -> None:
 
 
 def said(result: Result, folder: Path, url: str = "") -> tuple[int, str, str]:
-    """What a verb has said, without what differs between two sites."""
-    out, err = (filtered(in_order(text), folder) for text in (result.out, result.err))
+    """What a verb has said, without what differs between two sites; how an engine comes along is told only
+    where it takes its time."""
+    out, err = (
+        "".join(
+            line for line in filtered(in_order(text), folder).splitlines(True) if not PROGRESS.search(line)
+        )
+        for text in (result.out, result.err)
+    )
     where = f" --server {filtered(url, folder)}"
     return result.code, out.replace(where, ""), err.replace(where, "")
 

@@ -13,10 +13,11 @@ from benchmarks.router.peers.rust_routers import SglangRouter, Smg, VllmRouter
 from benchmarks.router.peers.servestate import Servestate
 from benchmarks.router.peers.traefik import Traefik
 
-OURS, YARDSTICK, BARE = "servestate", Nginx.name, Bare.name
+OURS, COMPILED, YARDSTICK, BARE = "servestate", "servestate compiled", Nginx.name, Bare.name
 
 PEERS: tuple[Peer, ...] = (
     Nginx(),
+    Servestate(compiled=True),
     Servestate(),
     Servestate(tokens=True),
     Bare(),

@@ -1,8 +1,10 @@
 """Our router, with what a production has switched on: tokens, an exact split, limits, metrics, access log.
 
-    python -m benchmarks.router.peers.servestate FOLDER PORT ENGINE ENGINE [--workers N] [--tokens]
+    python -m benchmarks.router.peers.servestate FOLDER PORT ENGINE ENGINE [OPTIONS]
 
-runs one. All that this benchmark knows of the router's set-up is here.
+runs one. The compiled one is that of a copy of the tree, which `peers.sh compiled` makes; the other refuses
+to be taken for what it is not where `make compile` was run in this tree. All that this benchmark knows of the
+router's set-up is here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from servestate.planner.spec.site import Access
 from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Limit, RoutingTable
 from servestate.providers.site_secrets import SiteSecrets
 from servestate.runtime.keyring import keyring_of, write_keyring
-from servestate.runtime.router import RouterConfig, run
+from servestate.runtime.router import RouterConfig, proxy, run
 from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.table_file import write_table
 
@@ -27,14 +29,20 @@ PLENTY = 1_000_000_000
 
 
 class Servestate:
-    """`tokens`: tokens are limited too, for which requests and answers are read. `cores`: where it runs, ""
-    as every target."""
+    """`tokens`: tokens are limited too, for which requests and answers are read. `compiled`: as machine code.
+    `cores`: where it runs, "" as every target."""
 
-    def __init__(self, *, workers: int = 1, tokens: bool = False, cores: str = "") -> None:
+    def __init__(
+        self, *, workers: int = 1, tokens: bool = False, compiled: bool = False, cores: str = ""
+    ) -> None:
         self.name = "servestate"
         self.about = "access tokens, exact split, metrics, access log, limits of calls"
         self._cores = cores
         self._more: tuple[str, ...] = ()
+        self._compiled = compiled
+        if compiled:
+            self.name += " compiled"
+            self._more += ("--compiled",)
         if tokens:
             self.name += " + token limits"
             self.about += " and tokens"
@@ -46,13 +54,22 @@ class Servestate:
             self.name += f" on cores {cores}"
 
     def program(self, installed: Path) -> Path | None:
+        if self._compiled and not _tree(installed).is_dir():
+            return None
         return Path(sys.executable)
 
     def launch(self, place: Place) -> Launch:
         engines = tuple(str(port) for port in place.engines)
         command = (sys.executable, "-m", __name__, str(place.folder), str(place.port), *engines, *self._more)
         fields = (f"Authorization: Bearer {TOKEN}",)
-        return Launch(command, fields=fields, model=ENDPOINT, cores=self._cores)
+        tree = _tree(place.installed)
+        environment = {"PYTHONPATH": f"{tree / '.typing'}:{tree}"} if self._compiled else {}
+        return Launch(command, environment, fields, model=ENDPOINT, cores=self._cores)
+
+
+def _tree(installed: Path) -> Path:
+    """The copy whose router is compiled."""
+    return installed / "compiled" / "tree"
 
 
 def table(engines: tuple[int, int], tokens: bool) -> RoutingTable:
@@ -78,7 +95,10 @@ def main() -> int:
     options.add_argument("engines", type=int, nargs=2)
     options.add_argument("--workers", type=int, default=1)
     options.add_argument("--tokens", action="store_true")
+    options.add_argument("--compiled", action="store_true")
     chosen = options.parse_args()
+    if chosen.compiled != (not proxy.__file__.endswith(".py")):
+        sys.exit(f"this is not what was to be measured: {proxy.__file__}")
     folder = chosen.folder
     secrets = SiteSecrets(folder / "engine.key", folder / "kept.json")
     write_table(folder / "table.json", table(tuple(chosen.engines), chosen.tokens))
