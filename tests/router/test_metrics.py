@@ -115,6 +115,15 @@ def test_an_external_models_provider_is_known_by_its_host(url: str, provider: st
         assert value(snapshot, f"{name}_count", **labels) == 1
 
 
+def test_each_chunk_after_the_first_counts_with_the_mean_of_its_stream() -> None:
+    table = elsewhere("https://api.openai.com/v1")
+    snapshot = counted(table, recorded(table, streaming=True, first_s=0.05, total_s=1.05, chunks=5))
+    name = "gen_ai_client_operation_time_per_output_chunk_seconds"
+    labels = {"gen_ai_provider_name": "openai", "gen_ai_operation_name": "chat"}
+    assert value(snapshot, f"{name}_count", **labels) == 4
+    assert value(snapshot, f"{name}_sum", **labels) == pytest.approx(1.0)
+
+
 def elsewhere(url: str) -> LiveTable:
     """A table whose entity `a` is an external model."""
     made = routes(entities="a")

@@ -56,18 +56,25 @@ class Histogram:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def observe_each(self, value: float, times: int) -> None:
+        """Count so many of the same."""
+        self.counts[bisect_left(self._bounds, value)] += times
+        self.sum += value * times
+
 
 class KindCounters:
     """What is told apart by the kind of body too. `durations` are by the type of error, "" for none, in
-    seconds from the request to its end; `first` and `per_token` are of whole streams only, `prompt` and
-    `completion` count the tokens of requests whose usage the model's server stated."""
+    seconds from the request to its end; `first`, `per_token` and `per_chunk` are of whole streams only, the
+    last the mean of each as often as it had chunks after its first. `prompt` and `completion` count the
+    tokens of requests whose usage the model's server stated."""
 
-    __slots__ = ("completion", "durations", "first", "per_token", "prompt")
+    __slots__ = ("completion", "durations", "first", "per_chunk", "per_token", "prompt")
 
     def __init__(self) -> None:
         self.durations = {"": Histogram(DURATION_S)}
         self.first = Histogram(FIRST_TOKEN_S)
         self.per_token = Histogram(PER_TOKEN_S)
+        self.per_chunk = Histogram(PER_TOKEN_S)
         self.prompt = Histogram(TOKENS)
         self.completion = Histogram(TOKENS)
 
@@ -80,6 +87,9 @@ class KindCounters:
     def streamed(self, record: Record) -> None:
         """Count the pace of a stream that came to its end."""
         self.first.observe(record.first_s)
+        more = record.chunks - 1
+        if more > 0:
+            self.per_chunk.observe_each((record.total_s - record.first_s) / more, more)
         usage = record.usage
         if usage is not None and usage.completion > 1:
             self.per_token.observe((record.total_s - record.first_s) / (usage.completion - 1))

@@ -55,6 +55,9 @@ FAMILIES: dict[str, Family] = {
     "gen_ai_client_operation_time_to_first_chunk_seconds": Family(
         "histogram", "The same, of a stream, to its first content.", _OPERATION, FIRST_TOKEN_S
     ),
+    "gen_ai_client_operation_time_per_output_chunk_seconds": Family(
+        "histogram", "Time per chunk of such a stream after its first, as its mean.", _OPERATION, PER_TOKEN_S
+    ),
     "gen_ai_client_token_usage": Family(
         "histogram",
         "Tokens of a request as its model's server stated them.",

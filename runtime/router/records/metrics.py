@@ -212,6 +212,7 @@ def _of_kind(labels: list[str], numbers: KindCounters, *, external: bool) -> Ite
     yield "gen_ai_server_time_to_first_token_seconds", _sample(labels, numbers.first)
     if external:
         yield "gen_ai_client_operation_time_to_first_chunk_seconds", _sample(labels, numbers.first)
+        yield "gen_ai_client_operation_time_per_output_chunk_seconds", _sample(labels, numbers.per_chunk)
     yield "gen_ai_server_time_per_output_token_seconds", _sample(labels, numbers.per_token)
     yield "gen_ai_client_token_usage", _sample([*labels, "input"], numbers.prompt)
     yield "gen_ai_client_token_usage", _sample([*labels, "output"], numbers.completion)

@@ -105,6 +105,14 @@ def test_what_is_no_object_is_refused(raw: bytes) -> None:
     assert refusal.value.failure.status == 400
 
 
+def test_a_body_of_nothing_but_brackets_is_refused_unread() -> None:
+    """Read, it would take thirty times its bytes."""
+    few, many = (b'{"x":[%b[]]}' % (b"[]," * count) for count in (499_997, 499_998))
+    assert len(parse(few)["x"]) == 499_998
+    with pytest.raises(Refused, match="arrays and objects"):
+        parse(many)
+
+
 def test_exactly_one_key_decides_the_kind() -> None:
     assert kind_of({"messages": [], "n": 1}) is CHAT
     assert kind_of({"inputs": []}) is CUSTOM
