@@ -25,27 +25,25 @@ _KNOWN_BYTES: Final = 512  # a longer one is checked each time: what strangers s
 
 
 class Visitor:
-    """A caller, and what it may do with the endpoints that it has asked for lately."""
+    """A caller, and which endpoints of those that it has asked for lately it may query."""
 
-    __slots__ = ("_levels", "caller")
+    __slots__ = ("_may_query", "caller")
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
-        self._levels: dict[LiveEndpoint, Level] = {}
+        self._may_query: dict[LiveEndpoint, bool] = {}
 
     def may_view(self, endpoint: LiveEndpoint) -> bool:
         """Whether the caller may know of `endpoint`."""
-        return self._level(endpoint) >= Level.CAN_VIEW
+        return level_of(self.caller, endpoint.grants) >= Level.CAN_VIEW
 
     def may_query(self, endpoint: LiveEndpoint) -> bool:
         """Whether the caller may send requests to `endpoint`."""
-        return self._level(endpoint) >= Level.CAN_QUERY
-
-    def _level(self, endpoint: LiveEndpoint) -> Level:
-        level = self._levels.get(endpoint)
-        if level is None:
-            level = self._levels[endpoint] = level_of(self.caller, endpoint.grants)
-        return level
+        may = self._may_query.get(endpoint)
+        if may is None:
+            may = level_of(self.caller, endpoint.grants) >= Level.CAN_QUERY
+            self._may_query[endpoint] = may
+        return may
 
 
 class Access:

@@ -344,7 +344,7 @@ class ClientConnection:
                 self._exchange = judging = Judging(self, call, began, desk, self._loop)
                 judging.start(call.endpoint.guard_input)
         elif isinstance(route, ModelList):
-            self._send(200, b"", dispatch.models(desk, head), next(REQUEST_IDS))
+            self._send(200, b"", dispatch.models(desk, head), REQUEST_IDS.new())
         elif isinstance(route, ToManagement):
             self._relay(head, reader.body)
         elif isinstance(route, MetricsPage):
@@ -370,7 +370,7 @@ class ClientConnection:
         except Refused as refusal:
             self._refuse(refusal, call.endpoint.name)
             return
-        exchange = Exchange(self, call, next(REQUEST_IDS), began, desk, self._loop)
+        exchange = Exchange(self, call, REQUEST_IDS.new(), began, desk, self._loop)
         self._exchange = exchange
         exchange.start()
         mirror = call.endpoint.mirror
@@ -379,13 +379,13 @@ class ClientConnection:
 
     def _relay(self, head: RequestHead, content: bytes) -> None:
         assert self._management is not None  # no other listener has such a route
-        request_id = next(REQUEST_IDS)
+        request_id = REQUEST_IDS.new()
         request = request_bytes(head, content, self._peer(), request_id)
         self._relay_to(self._management.api, request, request_id)
 
     def _relay_metrics(self) -> None:
         assert self._management is not None  # no other listener has such a route
-        request_id = next(REQUEST_IDS)
+        request_id = REQUEST_IDS.new()
         self._relay_to(self._management.reports, b"GET /metrics HTTP/1.1\r\nHost: router\r\n\r\n", request_id)
 
     def _relay_to(self, origin: Origin, request: bytes, request_id: bytes) -> None:
@@ -428,7 +428,7 @@ class ClientConnection:
     def _refuse(self, refusal: Refused, endpoint: str = "") -> None:
         if refusal.close:
             self.keep_alive = False
-        request_id = next(REQUEST_IDS)
+        request_id = REQUEST_IDS.new()
         failure = refusal.failure
         self._desk.books.refused(endpoint or self._endpoint(), failure.status, failure.code, request_id)
         self._answer(failure, b"", request_id)

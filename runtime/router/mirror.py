@@ -115,7 +115,7 @@ class _Copy:
         desk: Desk,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        request_id = next(REQUEST_IDS)
+        request_id = REQUEST_IDS.new()
         self._mirror = mirror
         self._call = call
         self._backend = backend

@@ -27,7 +27,7 @@ _USAGE: Final = b'"usage"'
 _USAGE_OBJECT: Final = re.compile(
     rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})'
 )
-_FLAT_USAGE: Final = re.compile(rb'"usage": ?(\{[^{}\\]*\})')
+_USAGE_BEGINS: Final = b'"usage":{'
 _MODEL_TEXT: Final = re.compile(
     rb'"(?:content|text|reasoning_content|arguments)"[ ]?:[ ]?"((?:[^"\\]|\\.)*)"'
 )
@@ -122,9 +122,11 @@ def usage_in(content: bytes) -> Usage | None:
 
 def _usage_object(content: bytes, at: int) -> bytes:
     """The object that is the value of the key at that place, empty where there is none."""
-    match = _FLAT_USAGE.match(content, at)  # the most usual one needs no slow look
-    if match is not None:
-        return match[1]
+    start = at + len(_USAGE_BEGINS)
+    if content[at:start] == _USAGE_BEGINS:
+        found = content[start - 1 : content.find(b"}", start) + 1]
+        if b"{" not in found[1:] and b"\\" not in found:
+            return found  # as it is written most often, for which the slow look is not needed
     match = _USAGE_OBJECT.match(content, at)
     return match[1] if match is not None else b""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import count
 from typing import Final
 
 
@@ -12,10 +11,12 @@ class _RequestIds:
 
     def __init__(self) -> None:
         self._prefix = os.urandom(8).hex().encode("ascii")
-        self._count = count(1)
+        self._count = 0
 
-    def __next__(self) -> bytes:
-        return b"%b-%x" % (self._prefix, next(self._count))
+    def new(self) -> bytes:
+        """One that was never given before."""
+        self._count += 1
+        return b"%b-%d" % (self._prefix, self._count)
 
 
 REQUEST_IDS: Final = _RequestIds()
