@@ -129,12 +129,12 @@ class ClientConnection:
 
     @property
     def http10(self) -> bool:
-        """See `proxy.Client`."""
+        """See `parties.Client`."""
         return self._reader.head is not None and self._reader.head.http10
 
     @property
     def shape(self) -> Shape:
-        """See `proxy.Client`."""
+        """See `parties.Client`."""
         return self._route.shape if self._route is not None else Shape.SERVING
 
     @property
@@ -219,17 +219,17 @@ class ClientConnection:
     # From the exchange.
 
     def finished(self, now: float) -> None:
-        """See `proxy.Client`."""
+        """See `parties.Client`."""
         self._exchange = None
         self._next_request(now)
 
     def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
-        """See `proxy.Client`."""
+        """See `parties.Client`."""
         self._exchange = None
         self._answer(failure, answer_fields, request_id)
 
     def cut(self, final: bytes) -> None:
-        """See `proxy.Client`."""
+        """See `parties.Client`."""
         self._exchange = None
         if self._paused or self.http10:
             # An HTTP/1.0 client takes an orderly close for the end of the answer.

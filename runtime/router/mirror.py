@@ -24,7 +24,7 @@ from servestate.runtime.router.records.record import Record
 
 if TYPE_CHECKING:  # an endpoint has its mirror, whose copies are calls of that endpoint
     from servestate.runtime.router.dispatch import Call
-    from servestate.runtime.router.proxy import Desk
+    from servestate.runtime.router.parties import Desk
     from servestate.runtime.router.routing import LiveBackend, LiveEntity
 
 _TAIL_BYTES: Final = 4096

@@ -22,84 +22,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Final
 
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import errors
 from servestate.runtime.router.http.chunked import encode
-from servestate.runtime.router.http.errors import Failure, Refused, Shape
+from servestate.runtime.router.http.errors import Failure, Refused
 from servestate.runtime.router.http.heads import STATUS_LINES, AnswerHead
 from servestate.runtime.router.http.sse import EventStream
 from servestate.runtime.router.http.upstream import UpstreamConnection
-from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.messages import tokens
 from servestate.runtime.router.messages.tokens import Meter
-from servestate.runtime.router.records.record import Books, Record, Usage
+from servestate.runtime.router.parties import Client, Desk, framing_of
+from servestate.runtime.router.records.measures import measures
+from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
 
 _REQUEST_ID: Final = b"x-request-id: "
 _CONTENT_LENGTH: Final = b"\r\nContent-Length: "
-
-
-def _measures(attempts: int, queue_ms: int, own_us: int) -> bytes:
-    return (
-        b"x-servestate-attempts: %d\r\nx-servestate-queue-ms: %d\r\nx-servestate-overhead-ms: %d.%03d\r\n"
-        % (attempts, queue_ms, own_us // 1000, own_us % 1000)
-    )
-
-
-_MEASURES: Final = [_measures(1, 0, own_us) for own_us in range(1000)]
-"""Of requests that were answered at once, by the microseconds that were ours."""
-
-
-class Client(Protocol):
-    """What an exchange needs of the connection that the request came by."""
-
-    deadline: float
-    """When the exchange wants `Exchange.expire` to be called, on the loop's clock."""
-
-    write: Callable[[bytes], None]
-    """Send bytes."""
-
-    @property
-    def http10(self) -> bool:
-        """The client knows no chunks: the close delimits."""
-
-    @property
-    def shape(self) -> Shape:
-        """In which the client reads errors."""
-
-    keep_alive: bool
-    """Whether the connection stays after this answer; never for HTTP/1.0."""
-
-    def finished(self, now: float) -> None:
-        """The answer is whole, `now` on the loop's clock."""
-
-    def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
-        """Answer with an error; nothing was written before."""
-
-    def cut(self, final: bytes) -> None:
-        """Send `final`, then end the connection so that the answer cannot be taken for whole."""
-
-
-class Desk(Protocol):
-    """What all exchanges share."""
-
-    limits: Limits
-    inflight: int
-    """How many have begun and not ended."""
-
-    guards: GuardThreads
-    """Where guards look at answers."""
-
-    @property
-    def books(self) -> Books:
-        """Who keeps what became of them."""
 
 
 class Phase(Enum):
@@ -530,7 +473,8 @@ class Exchange:
         assert backend is not None
         self._phase = _RELAYING
         payload = self._heard(payload, complete)
-        framing = self._framing(head, length)
+        known = length if self._events is None else None
+        framing, self._chunked = framing_of(head.status, known, self._client)
         size = len(payload)
         if self._chunked:
             payload = encode(payload, complete)
@@ -549,7 +493,7 @@ class Exchange:
                     STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status,
                     head.unlimited if limited else head.fields,
                     backend.answer_fields,
-                    self._measures(),
+                    measures(self._record),
                     limited,
                     _REQUEST_ID,
                     self._request_id,
@@ -563,23 +507,6 @@ class Exchange:
             self._body = b""
             self._call.let_go()
         self._after_write(complete)
-
-    def _measures(self) -> bytes:
-        """Header lines that say what was measured."""
-        record = self._record
-        own_us = int(record.own_s * 1_000_000)
-        if own_us < len(_MEASURES) and not record.failed and not record.queue_s:
-            return _MEASURES[own_us]
-        return _measures(len(record.failed) + 1, int(record.queue_s * 1000), own_us)
-
-    def _framing(self, head: AnswerHead, length: int | None) -> bytes:
-        close = b"" if self._client.keep_alive else b"\r\nConnection: close"
-        if length is not None and self._events is None:
-            return close if head.status == 204 else b"\r\nContent-Length: %d%b" % (length, close)
-        if self._client.http10:
-            return close
-        self._chunked = True
-        return b"\r\nTransfer-Encoding: chunked" + close
 
     def _relay(self, payload: bytes, complete: bool) -> None:
         if self._events is not None:
@@ -811,7 +738,11 @@ class Exchange:
     def _answer_fields(self) -> bytes:
         source = self._backend if self._backend is not None else self._entity
         admission = self._call.admission
-        return source.answer_fields + self._measures() + (admission.fields if admission is not None else b"")
+        return (
+            source.answer_fields
+            + measures(self._record)
+            + (admission.fields if admission is not None else b"")
+        )
 
     def _drop_upstream(self) -> None:
         if self._dialling is not None:

@@ -16,10 +16,10 @@ import asyncio
 from servestate.runtime.router.http import errors
 from servestate.runtime.router.http.chunked import encode
 from servestate.runtime.router.http.errors import Failure
-from servestate.runtime.router.http.heads import BODILESS, STATUS_LINES, AnswerHead, RequestHead
+from servestate.runtime.router.http.heads import STATUS_LINES, AnswerHead, RequestHead
 from servestate.runtime.router.http.upstream import Origin, UpstreamConnection
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.proxy import Client
+from servestate.runtime.router.parties import Client, framing_of
 
 
 def request_bytes(head: RequestHead, body: bytes, peer: bytes, request_id: bytes) -> bytes:
@@ -170,17 +170,8 @@ class Relay:
         if head.status == 401:
             more += b"WWW-Authenticate: Bearer\r\n"
         status = STATUS_LINES.get(head.status) or b"HTTP/1.1 %d \r\n" % head.status
-        framing = self._framing(head, length)
+        framing, self._chunked = framing_of(head.status, length, self._client)
         return b"%b%b%bx-request-id: %b%b\r\n\r\n" % (status, head.fields, more, self._request_id, framing)
-
-    def _framing(self, head: AnswerHead, length: int | None) -> bytes:
-        close = b"" if self._client.keep_alive else b"\r\nConnection: close"
-        if length is not None:
-            return close if head.status in BODILESS else b"\r\nContent-Length: %d%b" % (length, close)
-        if self._client.http10:
-            return close
-        self._chunked = True
-        return b"\r\nTransfer-Encoding: chunked" + close
 
     def _progress(self) -> None:
         self._client.deadline = self._loop.time() + self._limits.management_s
