@@ -92,8 +92,8 @@ class Placer:
 
     def _in_turn(self, placed: dict[InstanceAddress, Placed]) -> dict[InstanceAddress, Placed]:
         """The launches with the loads that each one waits out, judged when every place is known: what was
-        vacated after a launch had been placed waits for no publication any more. Of two on one GPU one waits out
-        the other, unless it cannot start before the other is ready."""
+        vacated after a launch had been placed waits for no publication any more. Of two on one GPU one waits
+        out the other, unless it cannot start at all before that is ready."""
         follows: dict[InstanceAddress, list[InstanceAddress]] = {use: [] for use in placed}
         for use in placed:
             earlier = self._earlier.get(use, ())
