@@ -15,7 +15,7 @@ scarce and of unequal sizes there may be a way that it does not find; it then sa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -66,18 +66,25 @@ class Placer:
     crowd: dict[str, int]
     refused: list[Diagnostic] = field(default_factory=list)
     _kept: set[InstanceAddress] = field(default_factory=set)
+    _together: dict[InstanceAddress, set[InstanceAddress]] = field(default_factory=dict)
     _behind: dict[InstanceAddress, set[Holder]] = field(default_factory=dict)
     _earlier: dict[InstanceAddress, tuple[InstanceAddress, ...]] = field(default_factory=dict)
     _waits: dict[str, set[Holder]] = field(default_factory=lambda: defaultdict(set))
+    _displaced: dict[InstanceAddress, set[Holder]] = field(default_factory=dict)
+    _needs: dict[str, set[Holder]] = field(default_factory=lambda: defaultdict(set))
     _loads: dict[GpuKey, list[InstanceAddress]] = field(default_factory=lambda: defaultdict(list))
 
     def place(self, matches: Sequence[Match]) -> dict[InstanceAddress, Placed]:
         """Where every launch among `matches` goes; what cannot be placed is in `refused` instead."""
         for match in matches:
-            if match.need is Need.AWAIT:
-                self._note_load(match.use, _present(match))
+            old = {i.address for i in match.old}
+            self._together.update(dict.fromkeys(old, old))
+            if match.need not in (Need.LAUNCH, Need.AWAIT):
+                continue
+            if match.present is not None:  # it runs already, and may be loading whatever else is placed when
+                self._note_load(match.use, match.present)
             if match.entity.timings.surge:
-                self._kept.update(i.address for i in match.old)
+                self._kept |= old
         order = [m for m in matches if m.need is Need.LAUNCH]
         order.sort(key=lambda m: (-_gpus(m), -_spec(m).gpu_fraction, m.use))
         self.books.free_first(address for m in order for address in _forced(m))
@@ -85,22 +92,29 @@ class Placer:
 
     def _in_turn(self, placed: dict[InstanceAddress, Placed]) -> dict[InstanceAddress, Placed]:
         """The launches with the loads that each one waits out, judged when every place is known: what was
-        vacated after a launch had been placed waits for no publication any more."""
-        found = {}
-        for use, one in placed.items():
-            follows = self._follows(use, self._earlier.get(use, ()))
-            behind = set().union(*(self._behind.get(a, ()) for a in follows))
+        vacated after a launch had been placed waits for no publication any more. Of two on one GPU one waits
+        out the other, unless it cannot start at all before that is ready."""
+        follows: dict[InstanceAddress, list[InstanceAddress]] = {use: [] for use in placed}
+        for use in placed:
+            earlier = self._earlier.get(use, ())
+            first = self._follows(use, earlier)
+            behind = set().union(*(self._behind.get(a, ()) for a in first))
             self._behind.setdefault(use, set()).update(behind)
             self._waits[use.endpoint] |= behind
-            told = f"loads after {', '.join(map(str, follows))}: never two at once on one GPU"
-            remarks = (*one.remarks, told) if follows else one.remarks
-            found[use] = replace(one, follows=follows, remarks=remarks)
-        return found
+            follows[use] += first
+            for later in earlier:
+                if later not in first and not self._needs_publication(later, use.endpoint):
+                    follows[later].append(use)
+        return {use: _following(one, follows[use]) for use, one in placed.items()}
+
+    def _needs_publication(self, use: InstanceAddress, endpoint: str) -> bool:
+        """Whether a launch cannot start unless the endpoint is published. One that only waits out a load that
+        needs it is free as soon as that load is given up."""
+        return endpoint in self._awaited(self._displaced.get(use, ()), self._needs)
 
     def _one(self, match: Match) -> Placed | None:
         spec = _spec(match)
         if match.present is not None:  # it runs already and is only taken over
-            self._note_load(match.use, match.present)
             return Placed(match.present)
         forced = _forced(match)
         if spec.provider == "process" and not spec.gpus:
@@ -123,12 +137,16 @@ class Placer:
         if offer.way is _Way.VACATED:
             vacated |= {h.address for h in offer.displaced if h.waits_for == match.use.endpoint}
             vacated |= {i.address for i in match.old}
+            # Whole entities at a time: what is left of one is out of the routes with the rest of it.
+            vacated = vacated.union(*(self._together.get(address, ()) for address in vacated))
             self.books.free_first(vacated)
         loads = [a for gpu in placement.gpus for a in self._loads[placement.host, gpu]]
         self._earlier[match.use] = tuple(dict.fromkeys(loads))
         follows = self._follows(match.use, self._earlier[match.use])
-        behind = {h for h in offer.displaced if self.books.awaits(h)}
-        behind = behind.union(*(self._behind.get(a, ()) for a in follows))
+        displaced = {h for h in offer.displaced if self.books.awaits(h)}
+        self._displaced[match.use] = displaced
+        self._needs[match.use.endpoint] |= displaced
+        behind = displaced.union(*(self._behind.get(a, ()) for a in follows))
         self._behind[match.use] = behind
         self._waits[match.use.endpoint] |= behind
         self.books.claim(Holder(match.use, placement))
@@ -143,8 +161,10 @@ class Placer:
 
     def _follows(self, use: InstanceAddress, loads: Sequence[InstanceAddress]) -> tuple[InstanceAddress, ...]:
         """The earlier loads on the same GPUs that a launch waits out. One that itself waits until the
-        launch's endpoint is published comes later anyhow, and must not be waited for."""
-        return tuple(a for a in loads if use.endpoint not in self._awaited(self._behind.get(a, ())))
+        launch's endpoint is published comes later, and must not be waited for."""
+        return tuple(
+            a for a in loads if use.endpoint not in self._awaited(self._behind.get(a, ()), self._waits)
+        )
 
     def _note_load(self, address: InstanceAddress, placement: Placement) -> None:
         for gpu in placement.gpus:
@@ -254,17 +274,18 @@ class Placer:
         if awaited == own:
             kept = match.entity.timings.surge or holder.address in self._kept
             return _Way.NEVER if kept else _Way.VACATED
-        return _Way.NEVER if own in self._awaited([holder]) else _Way.PASSED_ON
+        return _Way.NEVER if own in self._awaited([holder], self._waits) else _Way.PASSED_ON
 
-    def _awaited(self, holders: Iterable[Holder]) -> set[str]:
-        """The endpoints whose publication the steps that end these wait for, directly or not."""
+    def _awaited(self, holders: Iterable[Holder], waits: Mapping[str, set[Holder]]) -> set[str]:
+        """The endpoints whose publication the steps that end these wait for, directly or not, where those of
+        an endpoint wait for the end of its `waits`."""
         found: set[str] = set()
         queue = list(holders)
         while queue:
             endpoint = self.books.awaits(queue.pop())
             if endpoint and endpoint not in found:
                 found.add(endpoint)
-                queue += self._waits[endpoint]
+                queue += waits.get(endpoint, ())
         return found
 
     def _remarks(self, match: Match, offer: _Offer, placement: Placement) -> Iterator[str]:
@@ -343,6 +364,13 @@ class Placer:
         )
 
 
+def _following(one: Placed, loads: Sequence[InstanceAddress]) -> Placed:
+    if not loads:
+        return one
+    told = f"loads after {', '.join(map(str, loads))}: never two at once on one GPU"
+    return replace(one, follows=tuple(loads), remarks=(*one.remarks, told))
+
+
 def _spec(match: Match) -> LaunchSpec:
     assert isinstance(match.entity.spec, LaunchSpec), "only what is launched is placed"
     return match.entity.spec
@@ -356,10 +384,6 @@ def _forced(match: Match) -> tuple[InstanceAddress, ...]:
 
 def _gpus(match: Match) -> int:
     return _spec(match).gpus
-
-
-def _present(match: Match) -> Placement:
-    return match.present or HERE
 
 
 def _gpus_before(match: Match, host: str) -> tuple[str, ...]:

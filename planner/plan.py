@@ -13,7 +13,7 @@ from servestate.planner.claims import Books
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.drift import Drift, find_drift
 from servestate.planner.live import Live, Observation
-from servestate.planner.match import Match, Need, by_entity, match, settle, strays
+from servestate.planner.match import Match, by_entity, match, settle, strays
 from servestate.planner.owners import API_OWNER
 from servestate.planner.pin import pin
 from servestate.planner.placed import Placed
@@ -160,21 +160,16 @@ def _placed(
 ) -> dict[str, list[Match]]:
     """The matches with the places of their launches. Raises InvalidInput with all that cannot be placed."""
     every = [match for group in matches.values() for match in group]
-    launched = [match for match in every if match.need in (Need.LAUNCH, Need.AWAIT)]
     placer = Placer(books, surroundings, crowd(live))
-    places = placer.place(launched)
+    places = placer.place(every)
     if placer.refused:
         raise InvalidInput(placer.refused)
     return {name: _with_places(group, places) for name, group in matches.items()}
 
 
 def _with_places(matches: list[Match], places: Mapping[InstanceAddress, Placed]) -> list[Match]:
-    """The matches of one endpoint; what one of them vacates is vacated for all, whole entities at a time."""
-    vacated = {a for m in matches if m.use in places for a in places[m.use].vacates}
-    for one in matches:
-        if any(i.address in vacated for i in one.old):
-            vacated |= {i.address for i in one.old}
-    shared = tuple(sorted(vacated))
+    """The matches of one endpoint; what one of them vacates is vacated for all."""
+    shared = tuple(sorted({a for m in matches if m.use in places for a in places[m.use].vacates}))
     return [
         replace(m, placed=replace(places[m.use], vacates=shared)) if m.use in places else m for m in matches
     ]

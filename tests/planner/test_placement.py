@@ -19,7 +19,7 @@ from servestate.planner.placement import Placer
 from servestate.planner.plan import Plan, make_plan
 from servestate.planner.resolve import Resolved
 from servestate.planner.state import Phase
-from servestate.planner.steps import Launch, Stop
+from servestate.planner.steps import Launch, Node, Stop
 from servestate.planner.surroundings import Gpu, Host
 from servestate.providers.protocol import Marks
 from tests.planner.blocks import bundle, endpoint
@@ -201,3 +201,73 @@ def test_what_another_launch_of_the_plan_got_is_not_called_held() -> None:
 def test_the_way_out_fits_the_cause(hosts: tuple[Host, ...], fix: str) -> None:
     wanted = bundle(*(endpoint(n, on_gpus("a", 100)) for n in ("one", "two")))
     assert fix in refusal(Site(surroundings=surroundings(*hosts)), wanted)
+
+
+def mishaps(site: Site, plan: Plan) -> set[str]:
+    """What goes wrong on a hundred ways through a plan on which much fails."""
+    state, live = site.state, site.look()
+    return {w for seed in range(100) for w in Walk(plan, state, live, random.Random(seed), 0.4).run()}
+
+
+def launches(plan: Plan) -> dict[str, Node]:
+    return {str(n.step.address.of): n for n in plan.nodes if isinstance(n.step, Launch)}
+
+
+def test_a_load_that_only_waits_out_another_is_itself_waited_for_or_waits() -> None:
+    """`one` comes after `two`, and `two` after the old instance of `three`. Where `two` is given up, for its
+    own old instance does not stop, `one` starts at once, and the new instance of `three` may be loading."""
+    site = site_of(2)
+    site.converge(
+        bundle(
+            endpoint("three", on_gpus("a", 100, fraction=0.7)),
+            endpoint("two", on_gpus("a", 100, fraction=0.2)),
+        )
+    )
+    desired = bundle(
+        endpoint("one", on_gpus("a", 100, fraction=0.3)),
+        endpoint("three", on_gpus("a", 100, "B", fraction=0.3)),
+        endpoint("two", on_gpus("a", 100, "B", gpus=2, fraction=0.4, recreate=True)),
+    )
+    plan = site.plan(desired)
+    assert {placements(plan)[name].gpus for name in ("one/a", "three/a")} == {("1",)}
+    found = launches(plan)
+    assert f"ready:{found['three/a'].step.address}" in found["one/a"].after
+    assert mishaps(site, plan) == set()
+    site.converge(desired)
+
+
+def test_what_is_adopted_may_be_loading_and_is_waited_out() -> None:
+    """Although what takes more GPUs is placed first."""
+    site = site_of(2)
+    site.converge(bundle(endpoint("one", on_gpus("a", 100, fraction=0.5))))
+    entity = on_gpus("a", 100, fraction=0.5)
+    stray = InstanceAddress("two", "a", entity.revision)
+    site.world.plant("process", Marks(LINEAGE, stray, 1, "op", Placement("h1", ("1",), 0.5)))
+    pair = endpoint("three", on_gpus("a", 100, gpus=2, fraction=0.5))
+    desired = bundle(endpoint("one", on_gpus("a", 100, fraction=0.5)), pair, endpoint("two", entity))
+    plan = site.plan(desired)
+    assert launches(plan)["three/a"].after == (f"ready:{stray}",)
+    assert mishaps(site, plan) == set()
+    site.converge(desired)
+
+
+def test_an_entity_is_vacated_with_all_that_is_left_of_it() -> None:
+    """`one/a` needs the GPU of one old instance of `one/b`; the other one stops as early, and what waits for
+    its GPU starts as early."""
+    site = site_of(3)
+    kept = endpoint("kept", on_gpus("a", 100, fraction=0.5))
+    site.converge(bundle(kept, endpoint("one", on_gpus("b", 100, fraction=0.5))))
+    changed = site.plan(bundle(kept, endpoint("one", on_gpus("b", 100, "B", fraction=0.5))))
+    site.apply(changed, stop_at=3)  # as the routes move: both are left
+    assert len([a for a in site.state.instances if a.endpoint == "one"]) == 2
+    desired = bundle(
+        kept,
+        endpoint(
+            "one", on_gpus("a", 60, gpus=2, fraction=0.4), on_gpus("b", 40, "C", gpus=0, hosts=("local",))
+        ),
+        endpoint("two", on_gpus("a", 100, gpus=2, fraction=0.6)),
+    )
+    plan = site.plan(desired)
+    assert launches(plan)["one/a"].after == (f"ready:{launches(plan)['two/a'].step.address}",)
+    assert mishaps(site, plan) == set()
+    site.converge(desired)
