@@ -45,7 +45,7 @@ COMMANDS := tests/cli tests/seams tests/api
 test: check
 	$(call halves,"not slow",$(COMMANDS))
 
-NO_COMMANDS := tests/containers tests/docker tests/load tests/planner tests/providers tests/simulation tests/spec
+NO_COMMANDS := tests/containers tests/docker tests/load tests/planner tests/providers tests/router tests/simulation tests/spec
 test-slow: $(VENV)/.dev.stamp .venv-garden/.stamp
 	$(call halves,slow,$(NO_COMMANDS))
 	$(MAKE) demo
