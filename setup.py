@@ -16,10 +16,10 @@ access client dispatch parties proxy routes routing mirror
 http.chunked http.errors http.headers http.heads http.http1 http.sse http.upstream
 messages.body messages.tokens
 quota.memory quota.rates quota.windows
-balance.pick balance.replicas
+balance.health balance.pick balance.replicas
 guards.judging
 records.access_log records.books records.counters records.ids records.measures records.metrics
-records.record records.writer
+records.record records.rotation records.writer
 """
 """Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
 to workers, which compiled they could not be."""

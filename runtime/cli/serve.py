@@ -106,7 +106,7 @@ def serve(workspace: Workspace, beside: Beside, on_ready: Callable[[str], None])
 
 def router_config(workspace: Workspace, *, api: bool) -> RouterConfig:
     """What the router of a site is told. `api` says whether the management API runs beside it."""
-    from servestate.runtime.router.balance.health import HealthPolicy
+    from servestate.runtime.router.balance.policy import HealthPolicy
     from servestate.runtime.router.guards.egress import Egress
     from servestate.runtime.router.limits import Limits
     from servestate.runtime.router.process.server import RouterConfig

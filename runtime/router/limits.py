@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from servestate.runtime.router.balance.health import HealthPolicy
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.guards.egress import GLOBAL_ONLY, Egress
 
 KIB = 1024

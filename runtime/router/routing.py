@@ -19,8 +19,9 @@ from servestate.planner.table import Backend, EndpointRoutes, EntityRoute, Routi
 from servestate.providers.protocol import PermanentError
 from servestate.providers.secrets import Secrets, fill
 from servestate.runtime.router.balance import pick
-from servestate.runtime.router.balance.health import Health, HealthPolicy
+from servestate.runtime.router.balance.health import Health
 from servestate.runtime.router.balance.pick import Draws, Split, split_of
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.balance.replicas import Replicas
 from servestate.runtime.router.guards.guard import LiveGuard
 from servestate.runtime.router.http.upstream import Origin, TcpOrigin

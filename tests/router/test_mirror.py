@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Backend, EntityRoute, Limit, Mirror, RoutingTable, Traffic
-from servestate.runtime.router.balance.health import HealthPolicy
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.mirror import LiveMirror
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left

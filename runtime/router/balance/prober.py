@@ -17,7 +17,8 @@ import random
 from collections.abc import Callable, Iterator
 from enum import Enum
 
-from servestate.runtime.router.balance.health import HEALTH, HealthPolicy
+from servestate.runtime.router.balance.health import HEALTH
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.http.heads import AnswerHead
 from servestate.runtime.router.http.upstream import UpstreamConnection
 from servestate.runtime.router.routing import LiveBackend, LiveTable

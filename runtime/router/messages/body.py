@@ -48,6 +48,7 @@ LLM_TASKS: Final = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
 
 _MOST_PARTS: Final = 500_000
 """Arrays and objects of one body: an empty one takes two bytes as text, and thirty times that once read."""
+_MODEL_FIRST: Final = b'{"model":'
 _MODEL_KEY: Final = b'"model"'
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
@@ -101,6 +102,9 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     if "model" in document and _is_as_written(document, raw):
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
+        if not ours and raw.startswith(_MODEL_FIRST):
+            rest = raw[len(_MODEL_FIRST) + len(orjson.dumps(document["model"])) :]
+            return b"%b%b%b" % (_MODEL_FIRST, orjson.dumps(model), rest)
         if ours:
             document = {key: value for key, value in document.items() if key not in OURS}
         document["model"] = model or document["model"]

@@ -34,10 +34,26 @@ class Window:
     """At most `most` calls or tokens in any 60 s, of those that `digest` stands for. `lasting` where that is
     not one caller of many. Times are of one clock that never goes back, on all workers."""
 
-    __slots__ = ("_at", "_digest", "_grain_s", "_integers", "_keep_s", "_rows", "_times", "most")
+    # Every look at a shared number costs as much as ten lines, so what `left` has seen `add` need not.
+    __slots__ = (
+        "_at",
+        "_digest",
+        "_grain_s",
+        "_head",
+        "_integers",
+        "_keep_s",
+        "_rows",
+        "_shared",
+        "_tail",
+        "_times",
+        "_total",
+        "most",
+    )
 
     def __init__(self, memory: Memory, digest: int, most: int, *, lasting: bool) -> None:
         self.most = most
+        self._shared = memory.fd is not None
+        self._head = self._tail = self._total = 0
         self._integers = memory.integers
         self._times = memory.times
         self._rows = memory.windows
@@ -52,35 +68,40 @@ class Window:
         integers, at = self._integers, self._at
         if integers[at] != self._digest:
             at = self._at = self._rows.find(self._digest, now + self._keep_s)
-        if integers[at + EPOCH] != integers[EPOCH_AT]:
+        if self._shared and integers[at + EPOCH] != integers[EPOCH_AT]:
             self._add_up()
         tail, head = integers[at + TAIL], integers[at + HEAD]
+        total = integers[at + TOTAL]
         while tail != head:
             entry = at + ENTRIES + 2 * (tail % MOST_ENTRIES)
             if self._times[entry] + SPAN_S > now:
                 break
             tail += 1
             integers[at + TAIL] = tail
-            integers[at + TOTAL] -= integers[entry + 1]
-        return self.most - integers[at + TOTAL]
+            total -= integers[entry + 1]
+            integers[at + TOTAL] = total
+        self._tail, self._head, self._total = tail, head, total
+        return self.most - total
 
     def add(self, amount: int, now: float) -> int:
-        """Count an admission; the number of its entry."""
+        """Count an admission; the number of its entry. To be called right after `left`."""
         integers, times, at = self._integers, self._times, self._at
-        integers[at + TOTAL] += amount
-        head = integers[at + HEAD]
-        kept = head - integers[at + TAIL]
+        integers[at + TOTAL] = self._total + amount
+        head = self._head
+        kept = head - self._tail
         if kept and (kept == MOST_ENTRIES or now - times[at + BEGAN] < self._grain_s):
             head -= 1
             entry = at + ENTRIES + 2 * (head % MOST_ENTRIES)
             times[entry] = now
             integers[entry + 1] += amount
+            if kept == MOST_ENTRIES:
+                times[at + NEEDED] = now + self._keep_s
         else:
             entry = at + ENTRIES + 2 * (head % MOST_ENTRIES)
             times[entry] = times[at + BEGAN] = now
             integers[entry + 1] = amount
             integers[at + HEAD] = head + 1
-        times[at + NEEDED] = now + self._keep_s
+            times[at + NEEDED] = now + self._grain_s + self._keep_s
         return head
 
     def settle(self, number: int, more: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.balance.health import HEALTH, Ejected, Health, HealthPolicy, Trial, Well
+from servestate.runtime.router.balance.health import HEALTH, Ejected, Health, Trial, Well
+from servestate.runtime.router.balance.policy import HealthPolicy
 
 SMALL = HealthPolicy(errors=2, ejection_s=2, max_ejection_s=5, trial_s=3, window_requests=1000)
 START = 100.0

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from servestate.planner.table import Backend, EntityRoute, Guard, RoutingTable, Traffic
-from servestate.runtime.router.balance.health import Health, HealthPolicy
+from servestate.runtime.router.balance.health import Health
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left

@@ -12,7 +12,8 @@ import pytest
 
 from servestate.planner.table import Backend, EntityRoute, RoutingTable
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router.balance.health import HEALTH, Ejected, Health, HealthPolicy
+from servestate.runtime.router.balance.health import HEALTH, Ejected, Health
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.routing import LiveTable, Registry

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servestate.runtime.router.balance.health import Health, HealthPolicy, Trial
+from servestate.runtime.router.balance.health import Health, Trial
+from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.balance.replicas import PREFIX_BYTES, Replicas
 
 NOW = 1000.0

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -290,7 +290,11 @@ class Careless(Window):
 def killed_at(kind: type[Window], moment: float, step: Step, stores: int) -> bool:
     """Kill a worker after so many stores; False where it had done all. Fails where it leaves too little
     counted, or wrong sums once it is forgotten."""
-    memory = Memory.private()
+    with closing(Memory.create(2)) as memory:
+        return _killed_at(memory, kind, moment, step, stores)
+
+
+def _killed_at(memory: Memory, kind: type[Window], moment: float, step: Step, stores: int) -> bool:
     digest = memory.digest("a window")
     whole = kind(memory, digest, 1000, lasting=True)
     for at, amount in ((0.0, 5), (10.0, 4)):
