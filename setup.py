@@ -19,7 +19,7 @@ quota.memory quota.rates quota.windows
 balance.health balance.pick balance.replicas
 guards.judging
 records.access_log records.books records.counters records.ids records.measures records.metrics
-records.record records.rotation records.writer
+records.record records.writer
 """
 """Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
 to workers, which compiled they could not be."""
