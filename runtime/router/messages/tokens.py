@@ -123,8 +123,9 @@ def usage_in(content: bytes) -> Usage | None:
 def _usage_object(content: bytes, at: int) -> bytes:
     """The object that is the value of the key at that place, empty where there is none."""
     start = at + len(_USAGE_BEGINS)
-    if content[at:start] == _USAGE_BEGINS:
-        found = content[start - 1 : content.find(b"}", start) + 1]
+    end = content.find(b"}", start) + 1
+    if end and content[at:start] == _USAGE_BEGINS:
+        found = content[start - 1 : end]
         if b"{" not in found[1:] and b"\\" not in found:
             return found  # as it is written most often, for which the slow look is not needed
     match = _USAGE_OBJECT.match(content, at)
