@@ -113,7 +113,7 @@ def usage_in(content: bytes) -> Usage | None:
     """What a whole JSON answer, or the line of an event, says of its usage."""
     at = len(content)
     while (at := content.rfind(_USAGE, 0, at)) >= 0:
-        if content[at - 1 : at] != b"\\":  # else within a text
+        if not at or content[at - 1 : at] != b"\\":  # else within a text
             usage = _usage(_usage_object(content, at))
             if usage is not None:
                 return usage

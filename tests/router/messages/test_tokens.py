@@ -30,6 +30,7 @@ CONTENT = b'data: {"choices":[{"index":0,"delta":{"content":"four letters"}}]}\n
     ("content", "expected"),
     [
         (b"{%b}" % USAGE, Usage(7, 5)),
+        (USAGE, Usage(7, 5)),  # the end of an answer whose beginning is gone
         (
             b'{"usage" : {"prompt_tokens": 7, "completion_tokens": 5, "details": {"cached": 1}}, "x": 1}',
             Usage(7, 5),
