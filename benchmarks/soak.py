@@ -147,10 +147,8 @@ def missed(soak: Soak) -> Iterator[str]:
     for pid in soak.samples[0].memory:
         if soak.slope(pid) >= SLOPE_BAR:
             yield f"process {pid} grows by {soak.slope(pid):.2f} MiB in ten minutes"
-    # Together, since a client that connects anew may find another worker.
-    more = sum(map(soak.more_files, soak.samples[0].memory))
-    if abs(more) > _FEW:
-        yield f"the processes together have {more:+d} descriptors"
+        if abs(soak.more_files(pid)) > _FEW:
+            yield f"process {pid} has {soak.more_files(pid):+d} descriptors"
     if soak.lag_ms(0.99) > LAG_BAR_MS:
         yield f"the loops lag by {soak.lag_ms(0.99):.1f} ms (p99)"
     if soak.left:
