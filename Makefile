@@ -93,7 +93,7 @@ lock:
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file requirements/garden.txt > /dev/null
 
-# The router's way of a request as machine code, from the same source: about half the time of the interpreter.
+# The router's way of a request as machine code: less than half the time of the interpreter.
 compile: $(VENV)/.dev.stamp
 	SERVESTATE_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 

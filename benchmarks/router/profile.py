@@ -1,6 +1,7 @@
 """Where the time of one request goes, in our router.
 
     python -m benchmarks.router.profile [--seconds 3] [--traffic small|large|chunk] [--workers N] [--tokens]
+                                       [--compiled]
 
 Counts first: instructions and cycles, in user space and in the kernel, beside nginx and the bare prototype
 (`perf stat`), and system calls (`strace -c`). Instructions in user space hardly change with what else the
@@ -71,8 +72,9 @@ def main() -> None:
     options.add_argument("--traffic", choices=[traffic.name for traffic in TRAFFIC])
     options.add_argument("--workers", type=int, default=1)
     options.add_argument("--tokens", action="store_true", help="limit tokens too")
+    options.add_argument("--compiled", action="store_true", help="as `peers.sh compiled` has made it")
     chosen = options.parse_args()
-    ours = Servestate(workers=chosen.workers, tokens=chosen.tokens)
+    ours = Servestate(workers=chosen.workers, tokens=chosen.tokens, compiled=chosen.compiled)
     kinds = [traffic for traffic in TRAFFIC if chosen.traffic in (None, traffic.name)]
     with bench([Nginx(), ours, Bare()]) as on:
         for name, why in on.absent.items():

@@ -9,27 +9,24 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from time import perf_counter
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import orjson
 
 from servestate.runtime.router import dispatch
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.judging import Judging
-from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import browser, errors
 from servestate.runtime.router.http.errors import NO_SUCH_PATH, Failure, Refused, Shape, refused
 from servestate.runtime.router.http.heads import RequestHead
 from servestate.runtime.router.http.http1 import CONTINUE, RequestReader
 from servestate.runtime.router.http.upstream import Origin
+from servestate.runtime.router.parties import Client, Desk
 from servestate.runtime.router.proxy import Exchange
-from servestate.runtime.router.quota.budget import Budget
 from servestate.runtime.router.records.ids import REQUEST_IDS
-from servestate.runtime.router.records.record import Books
 from servestate.runtime.router.relay import Relay, request_bytes
 from servestate.runtime.router.routes import (
     Invocation,
@@ -43,27 +40,12 @@ from servestate.runtime.router.routes import (
     resolve_with_management,
 )
 
+perf_counter: Final = time.perf_counter  # compiled, that of the module would be looked up each time
+
 NEVER: Final = float("inf")
 
 _QUERIES: Final = (OpenAICall, Invocation)
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
-
-
-class Desk(dispatch.Desk, Protocol):
-    """What all connections share: what requests are decided by, and who is connected."""
-
-    clients: set[ClientConnection]
-    inflight: int
-    stopping: bool
-    budget: Budget
-    guards: GuardThreads
-
-    @property
-    def books(self) -> Books:
-        """Who keeps what became of requests."""
-
-    def left(self, client: ClientConnection) -> None:
-        """The client's socket is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +58,9 @@ class Management:
     names: frozenset[str]
 
 
-class ClientConnection:
-    """One client's socket. `deadline` is when `expire` is due, on the loop's clock. `management` is None on
-    the listener that has only the models.
+class ClientConnection(Client):
+    """One client's socket. `deadline` is when `expire` is due. `management` is None on the listener that has
+    only the models.
 
     An `asyncio.Protocol` by its methods. It does not inherit from it: a class that does cannot be compiled
     to more than methods, and each of its attributes would be looked up by name.
@@ -100,9 +82,6 @@ class ClientConnection:
         "_route",
         "_transport",
         "_waiting",
-        "deadline",
-        "keep_alive",
-        "write",
     )
 
     def __init__(
@@ -114,7 +93,6 @@ class ClientConnection:
         self._resolve = resolve if management is None else resolve_with_management
         self._reader = RequestReader(desk.limits)
         self._transport: asyncio.Transport
-        self.write: Callable[[bytes], None]
         self._exchange: Exchange | Relay | Judging | None = None
         self._route: Route | None = None
         self._ahead = b""

@@ -7,7 +7,7 @@ what, `choose` counts it against the limits and gives it its entity.
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 
@@ -26,20 +26,15 @@ from servestate.runtime.router.http.heads import RequestHead
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.messages import body, parameters, tokens
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, Document, Kind
+from servestate.runtime.router.parties import Desk
 from servestate.runtime.router.quota.mutex import Uncountable
 from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
-from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, LiveTable, list_of_models
+from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, list_of_models
+
+monotonic: Final = time.monotonic  # compiled, that of the module would be looked up each time
 
 _ENTITY_FIELD: Final = b"x-servestate-entity"
-
-
-class Desk(Protocol):
-    """What requests are decided by: the table in use, and who may come in."""
-
-    table: LiveTable
-    access: Access
-    limits: Limits
 
 
 class Call:
@@ -102,13 +97,12 @@ class Call:
 
     def body_for(self, entity: LiveEntity, limits: Limits) -> bytes:
         """The body as `entity` gets it. Raises Refused where it does not take one of this kind."""
-        route = entity.route
-        if route.fixed_path and len(self.raw) > limits.external_body_bytes:
+        if entity.external and len(self.raw) > limits.external_body_bytes:
             raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
         kind = self.kind
-        if route.task:
-            body.check_task(kind, route.task, route.name)
-        return body.rewrite(self.raw, self.document, "" if kind is CUSTOM else route.model)
+        if entity.task:
+            body.check_task(kind, entity.task, entity.name)
+        return body.rewrite(self.raw, self.document, "" if kind is CUSTOM else entity.model)
 
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, estimated."""
@@ -198,7 +192,7 @@ def choose(desk: Desk, call: Call) -> None:
     except BaseException as error:
         # Whatever it was: a place that is never given back would be one fewer for ever.
         if call.admission is not None:
-            call.admission.ended(0, time.monotonic())
+            call.admission.ended(0, monotonic())
         if isinstance(error, Uncountable):
             raise _uncountable() from None
         raise
@@ -253,7 +247,7 @@ def _admit(rates: Rates, call: Call, access: Access) -> Admission:
     wanted = tokens.reservation(call.kind, call.document) if rates.counts_tokens else 0
     caller = call.caller or access.visitor(call.head.authorization).caller
     # The loop's own clock stands still while it works, by as much as calls would come too early.
-    verdict = rates.admit(caller, wanted, time.monotonic())
+    verdict = rates.admit(caller, wanted, monotonic())
     if not isinstance(verdict, Denied):
         return verdict
     if verdict.limit == UNCOUNTABLE:

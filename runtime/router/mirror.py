@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from servestate.runtime.router.http import upstream
 from servestate.runtime.router.http.errors import Refused
 from servestate.runtime.router.http.heads import AnswerHead
 from servestate.runtime.router.http.upstream import UpstreamConnection
-from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.messages import tokens
 from servestate.runtime.router.records.counters import Counters
 from servestate.runtime.router.records.ids import REQUEST_IDS
@@ -44,7 +44,7 @@ class LiveMirror:
         self._most = most
         self._turns = turns
         self._running = [0]
-        if before is not None and before.entity.route.name == entity.route.name:
+        if before is not None and before.entity.name == entity.name:
             self.counters, self._running = before.counters, before._running
 
     @property
@@ -84,10 +84,10 @@ class LiveMirror:
 
     def over(self, call: Call, outcome: str, desk: Desk) -> None:
         """One is over, or was never made."""
-        desk.books.metrics.mirrored.add(call.endpoint.name, self.entity.route.name, outcome)
+        desk.books.metrics.mirrored.add(call.endpoint.name, self.entity.name, outcome)
 
 
-class _Copy:
+class _Copy(upstream.Exchange):
     """One copy on its way; the upstream's side is that of `upstream.Exchange`."""
 
     __slots__ = (
@@ -141,9 +141,7 @@ class _Copy:
         """Send it; it has as long as its original."""
         self._mirror.count(+1)
         self._backend.gauge.inflight += 1
-        limits: Limits = self._desk.limits
-        deadline = self._call.endpoint.traffic.deadline_s or limits.request_s
-        self._timer = self._loop.call_later(deadline, self._late)
+        self._timer = self._loop.call_later(self._call.endpoint.deadline_s, self._late)
         self._sent_at = self._loop.time()
         connection = self._backend.origin.take(self._sent_at)
         if connection is not None:
@@ -212,7 +210,7 @@ class _Copy:
     def _blame(self, reason: str, why: str = "") -> None:
         if self._backend.gauge.health.failed(self._loop.time(), why or reason, self._sent_at):
             ejections = self._desk.books.metrics.ejections
-            ejections.add(self._call.endpoint.name, self._mirror.entity.route.name, reason)
+            ejections.add(self._call.endpoint.name, self._mirror.entity.name, reason)
 
     def _end(self, outcome: str) -> None:
         self._timer.cancel()

@@ -3,58 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http.errors import Failure, Shape
 from servestate.runtime.router.http.heads import BODILESS
 from servestate.runtime.router.limits import Limits
-from servestate.runtime.router.records.record import Books
+from servestate.runtime.router.quota.budget import Budget
+
+if TYPE_CHECKING:
+    from servestate.runtime.router.access import Access
+    from servestate.runtime.router.client import ClientConnection
+    from servestate.runtime.router.records.books import Books
+    from servestate.runtime.router.routing import LiveTable
 
 
-class Client(Protocol):
-    """What an exchange needs of the connection that the request came by."""
+class Client:
+    """What an exchange needs of the connection that the request came by. A class, not a protocol: compiled,
+    the methods of what is known only by a protocol are looked up by name.
+
+    `deadline` is when the exchange wants its `expire` to be called, on the loop's clock. `keep_alive` says
+    whether the connection stays after this answer; never for HTTP/1.0. `write` sends bytes.
+    """
+
+    __slots__ = ("deadline", "keep_alive", "write")
 
     deadline: float
-    """When the exchange wants `Exchange.expire` to be called, on the loop's clock."""
-
+    keep_alive: bool
     write: Callable[[bytes], None]
-    """Send bytes."""
 
     @property
     def http10(self) -> bool:
         """The client knows no chunks: the close delimits."""
+        raise NotImplementedError
 
     @property
     def shape(self) -> Shape:
         """In which the client reads errors."""
-
-    keep_alive: bool
-    """Whether the connection stays after this answer; never for HTTP/1.0."""
+        raise NotImplementedError
 
     def finished(self, now: float) -> None:
         """The answer is whole, `now` on the loop's clock."""
+        raise NotImplementedError
 
     def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
         """Answer with an error; nothing was written before."""
+        raise NotImplementedError
 
     def cut(self, final: bytes) -> None:
         """Send `final`, then end the connection so that the answer cannot be taken for whole."""
+        raise NotImplementedError
 
 
-class Desk(Protocol):
-    """What all exchanges share."""
+class Desk:
+    """What all requests of a router share: what they are decided by, who counts them, who is connected.
 
-    limits: Limits
-    inflight: int
-    """How many have begun and not ended."""
+    `inflight` requests have begun and not ended, those that wait for a guard among them. `stopping`: every
+    answer says that its connection closes. `emptied` is called once nobody is connected any more. Owned by
+    the loop.
+    """
 
-    guards: GuardThreads
-    """Where guards look at answers."""
+    __slots__ = (
+        "access",
+        "books",
+        "budget",
+        "clients",
+        "emptied",
+        "guards",
+        "inflight",
+        "limits",
+        "stopping",
+        "table",
+    )
 
-    @property
-    def books(self) -> Books:
-        """Who keeps what became of them."""
+    def __init__(
+        self,
+        access: Access,
+        limits: Limits,
+        books: Books,
+        table: LiveTable,
+        emptied: Callable[[], None],
+    ) -> None:
+        self.access = access
+        self.limits = limits
+        self.books = books
+        self.table = table
+        self.emptied = emptied
+        self.guards = GuardThreads()
+        self.budget = Budget(max(limits.buffered_bytes, limits.body_bytes))
+        self.clients: set[ClientConnection] = set()
+        self.inflight = 0
+        self.stopping = False
+
+    def left(self, client: ClientConnection) -> None:
+        """The client's socket is closed."""
+        self.clients.discard(client)
+        if self.stopping and not self.clients:
+            self.emptied()
 
 
 def framing_of(status: int, length: int | None, client: Client) -> tuple[bytes, bool]:

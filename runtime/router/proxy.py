@@ -24,11 +24,10 @@ import asyncio
 import time
 from enum import Enum
 from functools import partial
-from time import perf_counter
 from typing import Final
 
 from servestate.runtime.router.dispatch import Call
-from servestate.runtime.router.http import errors
+from servestate.runtime.router.http import errors, upstream
 from servestate.runtime.router.http.chunked import encode
 from servestate.runtime.router.http.errors import Failure, Refused
 from servestate.runtime.router.http.heads import STATUS_LINES, AnswerHead
@@ -40,6 +39,10 @@ from servestate.runtime.router.parties import Client, Desk, framing_of
 from servestate.runtime.router.records.measures import measures
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+perf_counter: Final = time.perf_counter
+monotonic: Final = time.monotonic
 
 _REQUEST_ID: Final = b"x-request-id: "
 _CONTENT_LENGTH: Final = b"\r\nContent-Length: "
@@ -71,7 +74,7 @@ _RELAYING: Final = Phase.RELAYING
 _ENDED: Final = Phase.ENDED
 
 
-class Exchange:
+class Exchange(upstream.Exchange):
     """From the choice of a replica to the last byte of the answer."""
 
     __slots__ = (
@@ -128,12 +131,12 @@ class Exchange:
         self._fields = call.head.fields
         self._request_id = request_id
         self._desk = desk
-        self._limits = limits = desk.limits
+        self._limits = desk.limits
         self._loop = loop
         self._record = Record(request_id, call.endpoint, call.entity, call.kind, call.how, began)
         self._mark = began
         self._phase = _CONNECTING
-        self._stall_s = call.endpoint.traffic.stall_s or limits.stall_s
+        self._stall_s = call.endpoint.stall_s
         self._deadline = self._sent_at = 0.0
         self._backend: LiveBackend | None = None
         self._upstream: UpstreamConnection | None = None
@@ -167,7 +170,7 @@ class Exchange:
             self._take_down(call)
         self._desk.inflight += 1
         now = self._loop.time()
-        self._deadline = now + (call.endpoint.traffic.deadline_s or self._limits.request_s)
+        self._deadline = now + call.endpoint.deadline_s
         self._client.deadline = self._deadline
         self._enter(self._entity)
         self._try_next(now)
@@ -233,8 +236,7 @@ class Exchange:
             self._fail(errors.unavailable("no replica could be reached in time"), "unreachable")
         else:
             self._blame("timeout")
-            waited = self._call.endpoint.traffic.deadline_s or self._limits.request_s
-            self._fail(errors.lost(f"no answer within {waited:g} s"), "late")
+            self._fail(errors.lost(f"no answer within {self._call.endpoint.deadline_s:g} s"), "late")
 
     # From the upstream.
 
@@ -332,7 +334,7 @@ class Exchange:
             self._dialling = backend.origin.dial(self, self._loop)
 
     def _why_unreachable(self) -> str:
-        name = self._entity.route.name
+        name = self._entity.name
         if not self._tried:
             return f"the served entity {name!r} is not ready"
         return f"no replica of the served entity {name!r} accepts connections"
@@ -372,7 +374,7 @@ class Exchange:
             self._fail(failure, reason)
             return
         record = self._record
-        record.failed += ((self._entity.route.name, reason),)
+        record.failed += ((self._entity.name, reason),)
         record.how = "fallback"
         self._leave_backend()
         self._tried = ()
@@ -438,7 +440,7 @@ class Exchange:
             self._loop.time(), why or reason, self._sent_at
         ):
             ejections = self._desk.books.metrics.ejections
-            ejections.add(self._call.endpoint.name, self._entity.route.name, reason)
+            ejections.add(self._call.endpoint.name, self._entity.name, reason)
 
     # The way back.
 
@@ -593,7 +595,7 @@ class Exchange:
         not what goes out."""
         self._may_have_run = False  # says its server
         status = status or failure.status
-        timed_out = status == 408 and self._entity.route.fixed_path
+        timed_out = status == 408 and self._entity.external
         if status >= 500:
             self._blame("5xx")
         elif status == 429:
@@ -780,7 +782,7 @@ class Exchange:
         record.usage = self._used()
         if call.admission is not None:
             used = record.usage.total if record.usage is not None else None if self._may_have_run else 0
-            call.admission.ended(used, time.monotonic())
+            call.admission.ended(used, monotonic())
         if self._kept is not None:
             record.answer = bytes(self._kept)
         self._desk.books.ended(record)

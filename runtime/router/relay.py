@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 
-from servestate.runtime.router.http import errors
+from servestate.runtime.router.http import errors, upstream
 from servestate.runtime.router.http.chunked import encode
 from servestate.runtime.router.http.errors import Failure
 from servestate.runtime.router.http.heads import STATUS_LINES, AnswerHead, RequestHead
@@ -32,7 +32,7 @@ def request_bytes(head: RequestHead, body: bytes, peer: bytes, request_id: bytes
     )
 
 
-class Relay:
+class Relay(upstream.Exchange):
     """From the request, which is whole, to the last byte of the answer. The client's side is that of
     `proxy.Exchange`, the other that of `upstream.Exchange`."""
 

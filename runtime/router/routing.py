@@ -74,9 +74,21 @@ class LiveBackend:
 
 class LiveEntity:
     """A served entity with its replicas. `choose` is that of `Replicas`; `by_prefix` says that it wants the
-    beginning of the prompt."""
+    beginning of the prompt. Of `route` what every request asks for stands here as well; `external`: it is a
+    model of somebody else's."""
 
-    __slots__ = ("answer_fields", "backends", "by_prefix", "choose", "counters", "route")
+    __slots__ = (
+        "answer_fields",
+        "backends",
+        "by_prefix",
+        "choose",
+        "counters",
+        "external",
+        "model",
+        "name",
+        "route",
+        "task",
+    )
 
     def __init__(
         self,
@@ -87,6 +99,10 @@ class LiveEntity:
         policy: str,
     ) -> None:
         self.route = route
+        self.name = route.name
+        self.task = route.task
+        self.model = route.model
+        self.external = route.fixed_path
         self.backends = backends
         self.answer_fields = answer_fields
         self.counters = counters
@@ -98,13 +114,15 @@ class LiveEndpoint:
     """An endpoint with its running split, and all that a request of it has to be asked.
 
     `rates` is None where nothing is limited; `guard_input`, `guard_output` and `mirror` are None where there
-    is none. `measures`: the tokens of each request are wanted. `sampled` says of each request in turn whether
-    it is written down, and is None where none is. `models` are its entries in the list of models.
+    is none. `deadline_s` and `stall_s` hold for its requests. `measures`: the tokens of each are wanted.
+    `sampled` says of each request in turn whether it is written down, and is None where none is. `models`
+    are its entries in the list of models.
     """
 
     __slots__ = (
         "by_name",
         "config_version",
+        "deadline_s",
         "entities",
         "grants",
         "guard_input",
@@ -118,6 +136,7 @@ class LiveEndpoint:
         "rates",
         "sampled",
         "split",
+        "stall_s",
         "traffic",
         "usage",
     )
@@ -131,16 +150,19 @@ class LiveEndpoint:
         mirror: LiveMirror | None,
         sampled: Iterator[bool] | None,
         created: int,
+        limits: Limits,
     ) -> None:
         """Raises ValueError where a guard cannot be had."""
         self.name = routes.name
         self.config_version = routes.config_version
         self.entities = entities
-        self.by_name = {entity.route.name: entity for entity in entities}
+        self.by_name = {entity.name: entity for entity in entities}
         self.split = split
         self.grants = routes.grants
         self.rates = rates
         self.traffic = traffic = routes.traffic
+        self.deadline_s: float = traffic.deadline_s or limits.request_s
+        self.stall_s: float = traffic.stall_s or limits.stall_s
         self.named_by_header = traffic.named_by_header
         self.guard_input = LiveGuard(routes.guard_input) if routes.guard_input is not None else None
         self.guard_output = LiveGuard(routes.guard_output) if routes.guard_output is not None else None
@@ -248,7 +270,7 @@ class Registry:
         kept.rates = {name: rates for name, rates in kept.rates.items() if name in endpoints}
         kept.mirrors = {name: mirror for name, mirror in kept.mirrors.items() if name in endpoints}
         kept.samplers = {key: turns for key, turns in kept.samplers.items() if key[0] in endpoints}
-        names = {(e.name, entity.route.name) for e in endpoints.values() for entity in e.entities}
+        names = {(e.name, entity.name) for e in endpoints.values() for entity in e.entities}
         kept.counters = {key: counters for key, counters in kept.counters.items() if key in names}
 
     def _endpoint(self, routes: EndpointRoutes) -> LiveEndpoint:
@@ -263,7 +285,8 @@ class Registry:
         mirror = self._mirror(routes, entities)
         payloads = routes.payloads
         sampled = self._sampler(routes.name, "payloads", payloads.percent) if payloads is not None else None
-        return LiveEndpoint(routes, entities, split, self._limited(routes), mirror, sampled, self._created)
+        rates = self._limited(routes)
+        return LiveEndpoint(routes, entities, split, rates, mirror, sampled, self._created, self._limits)
 
     def _sampler(self, endpoint: str, purpose: str, percent: int) -> Iterator[bool]:
         """Whose turns go on for as long as the percent stays: each new table would else begin with a copy."""
@@ -278,7 +301,7 @@ class Registry:
         wanted = routes.traffic.mirror
         if wanted is None:
             return None
-        entity = next(entity for entity in entities if entity.route.name == wanted.entity)
+        entity = next(entity for entity in entities if entity.name == wanted.entity)
         turns = self._sampler(routes.name, "mirror", wanted.percent)
         mirror = LiveMirror(entity, wanted.max_inflight, turns, before)
         self._kept.mirrors[routes.name] = mirror

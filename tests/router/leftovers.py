@@ -12,17 +12,17 @@ async def nothing_is_left(r: Rig, *upstreams: Upstream) -> None:
     """Wait until nothing runs: no request, no copy, no task but the test's and those of its `upstreams`, and
     no socket but the idle ones of the pools."""
     await until(lambda: r.inflight() == 0 and _copies(r) == 0)
-    await until(lambda: not r.router.clients)
+    await until(lambda: not r.router.desk.clients)
     await until(lambda: sum(up.open for up in upstreams) == _idle(r))
     await until(lambda: not _tasks_of_the_router())
 
 
 def _copies(r: Rig) -> int:
-    return sum(e.mirror.inflight for e in r.router.table.endpoints.values() if e.mirror is not None)
+    return sum(e.mirror.inflight for e in r.router.desk.table.endpoints.values() if e.mirror is not None)
 
 
 def _idle(r: Rig) -> int:
-    backends = [b for e in r.router.table.endpoints.values() for one in e.entities for b in one.backends]
+    backends = [b for e in r.router.desk.table.endpoints.values() for one in e.entities for b in one.backends]
     return sum(len(origin.idle) for origin in {id(b.origin): b.origin for b in backends}.values())
 
 

@@ -52,7 +52,7 @@ async def sweep(times: int) -> None:
                 count = min(25, times - first)
                 seen = len(up.received)
                 await asyncio.gather(*(leave(r, up, stage, first + i) for i in range(count)))
-                await rig.until(lambda: r.inflight() == 0 and not r.router.clients, within=1)
+                await rig.until(lambda: r.inflight() == 0 and not r.router.desk.clients, within=1)
                 await rig.until(lambda: up.open == 0, within=1)
                 expected = 0 if stage in ("head", "body") else count
                 assert len(up.received) - seen == expected, stage

@@ -99,7 +99,7 @@ def test_what_is_pipelined_is_bounded() -> None:
             with socket.create_connection(("127.0.0.1", r.port)) as sock:
                 sock.setblocking(False)
                 sent = await _sent_until_refused(sock, r)
-                (held,) = r.router.clients
+                (held,) = r.router.desk.clients
                 await until(lambda: len(up.received) == 1)
                 # One read of the loop may go over the bound.
                 assert len(held._ahead) <= QUICK.ahead_bytes + 262_144
@@ -119,7 +119,7 @@ async def _sent_until_refused(sock: socket.socket, r: Rig) -> int:
             while True:
                 sent += sock.send(request() * 1000)
         except BlockingIOError:
-            return any(not client._transport.is_reading() for client in r.router.clients)
+            return any(not client._transport.is_reading() for client in r.router.desk.clients)
 
     await until(full)
     return sent

@@ -21,11 +21,11 @@ def test_each_answer_is_in_one_bucket_up_to_its_bound() -> None:
     counters = Counters()
     for ms in (0.0, 5.0, 5.1, 600_000.0, 600_001.0):
         counters.answered(2, ms / 1000)
-    assert (counters.latencies[0], counters.latencies[1]) == (2, 1)
-    assert counters.latencies[-2:] == [1, 1]
-    assert sum(counters.latencies) == counters.statuses[2] == 5
-    assert len(counters.latencies) == len(BOUNDS_MS) + 1
-    assert round(counters.latency_s, 4) == 1200.0111
+    assert (counters.latencies.counts[0], counters.latencies.counts[1]) == (2, 1)
+    assert counters.latencies.counts[-2:] == [1, 1]
+    assert sum(counters.latencies.counts) == counters.statuses[2] == 5
+    assert len(counters.latencies.counts) == len(BOUNDS_MS) + 1
+    assert round(counters.latencies.sum, 4) == 1200.0111
 
 
 def test_answers_by_class() -> None:

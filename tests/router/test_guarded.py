@@ -378,10 +378,10 @@ def test_a_client_that_leaves_while_the_guard_looks(held: threading.Event) -> No
             async with serving(guarded(up.url, before=WORDS)) as r:
                 _, writer = await r.connect()
                 writer.write(request(chat("hello")))
-                await until(lambda: len(r.router.clients) == 1)
+                await until(lambda: len(r.router.desk.clients) == 1)
                 await asyncio.sleep(0.02)
                 writer.transport.abort()
-                await until(lambda: not r.router.clients)
+                await until(lambda: not r.router.desk.clients)
                 held.set()
                 await asyncio.sleep(0.05)
                 assert not up.received, "nobody waits for it"
@@ -439,7 +439,7 @@ def guard_threads() -> list[threading.Thread]:
 def test_requests_that_guards_have_no_room_for_come_again(held: threading.Event) -> None:
     async def body() -> None:
         async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
-            r.router.guards = GuardThreads(threads=1, waiting=4)
+            r.router.desk.guards = GuardThreads(threads=1, waiting=4)
             asking = [await looked_at(r)]
             asking += [asyncio.ensure_future(ask(r, request(chat(f"hello {n}")))) for n in range(5)]
             await until(lambda: sum(one.done() for one in asking) == 3)
@@ -453,7 +453,7 @@ def test_requests_that_guards_have_no_room_for_come_again(held: threading.Event)
             held.set()
             assert sorted([(await one).status for one in asking]) == [200] * 3 + [503] * 3
             assert {answer.status for answer in await together(r, *[chat("again")] * 2)} == {200}
-            r.router.guards.close()
+            r.router.desk.guards.close()
             assert not guard_threads()
             await nothing_is_left(r, up)
 
@@ -463,16 +463,16 @@ def test_requests_that_guards_have_no_room_for_come_again(held: threading.Event)
 def test_who_leaves_while_it_waits_for_a_guard_gives_its_place_back(held: threading.Event) -> None:
     async def body() -> None:
         async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
-            r.router.guards = guards = GuardThreads(threads=1, waiting=4)
+            r.router.desk.guards = guards = GuardThreads(threads=1, waiting=4)
             first = await looked_at(r)
             for _ in range(20):
                 leaving = [(await r.connect())[1] for _ in range(2)]
                 for writer in leaving:
                     writer.write(request(chat("hello")))
-                await until(lambda: r.router.inflight == 3)
+                await until(lambda: r.router.desk.inflight == 3)
                 for writer in leaving:
                     writer.transport.abort()
-                await until(lambda: r.router.inflight == 1)
+                await until(lambda: r.router.desk.inflight == 1)
             assert not counted(r), "none was turned away"
             held.set()
             assert (await first).status == 200
@@ -485,7 +485,7 @@ def test_who_leaves_while_it_waits_for_a_guard_gives_its_place_back(held: thread
 def test_an_answer_that_guards_have_no_room_for_is_not_to_be_repeated(held: threading.Event) -> None:
     async def body() -> None:
         async with Upstream(says(said("hello"))) as up, serving(guarded(up.url, after=WORDS)) as r:
-            r.router.guards = guards = GuardThreads(threads=1, waiting=1)
+            r.router.desk.guards = guards = GuardThreads(threads=1, waiting=1)
             asking = [await looked_at(r)]
             asking += [asyncio.ensure_future(ask(r, request(chat("hello")))) for _ in range(2)]
             await until(lambda: any(one.done() for one in asking))
@@ -504,7 +504,7 @@ def test_the_threads_of_guards_end_with_the_router(held: threading.Event) -> Non
     async def body() -> None:
         async with Upstream() as up, serving(guarded(up.url, WORDS)) as r:
             asking = [asyncio.ensure_future(ask(r, request(chat("hello")))) for _ in range(5)]
-            await until(lambda: r.router.inflight == 5)
+            await until(lambda: r.router.desk.inflight == 5)
             assert len(guard_threads()) == 2
             r.router.abort()
             held.set()

@@ -109,7 +109,7 @@ def test_the_check_notices_a_router_without_back_pressure(monkeypatch: pytest.Mo
 
             def much() -> bool:
                 nonlocal held
-                sizes = [c._transport.get_write_buffer_size() for c in r.router.clients]
+                sizes = [c._transport.get_write_buffer_size() for c in r.router.desk.clients]
                 held = max([held, *sizes])
                 return held > 50 * MIB
 

@@ -205,7 +205,7 @@ def test_what_went_wrong_is_counted_by_few_words() -> None:
     assert value(snapshot, attempts, entity="b", outcome="ok") == 1
     counters = table.endpoints["chat-ep"].by_name["a"].counters
     assert counters.statuses == [0, 0, 0, 0, 1, 3]
-    assert (counters.errors, sum(counters.latencies)) == (3, 4), "what nobody waited for is no answer"
+    assert (counters.errors, sum(counters.latencies.counts)) == (3, 4), "what nobody waited for is no answer"
 
 
 @pytest.mark.parametrize(

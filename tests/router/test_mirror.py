@@ -50,7 +50,7 @@ def outcomes(r: Rig) -> dict[str, int]:
 
 
 def mirror_of(r: Rig) -> LiveMirror:
-    found = r.router.table.endpoints["chat-ep"].mirror
+    found = r.router.desk.table.endpoints["chat-ep"].mirror
     assert found is not None
     return found
 

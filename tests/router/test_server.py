@@ -161,7 +161,7 @@ def test_slow_clients_meet_their_deadlines() -> None:
             assert (await read_answer(reader)).status == 200
             assert await rig.bounded(reader.read()) == b""  # idle
             writer.close()
-            await rig.until(lambda: not r.router.clients)
+            await rig.until(lambda: not r.router.desk.clients)
 
     rig.run(body())
 
@@ -171,13 +171,13 @@ def test_too_many_connections_are_told_so() -> None:
         limits = replace(QUICK, client_sockets=3)
         async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
             held = [await r.connect() for _ in range(3)]
-            await rig.until(lambda: len(r.router.clients) == 3)
+            await rig.until(lambda: len(r.router.desk.clients) == 3)
             reader, writer = await r.connect()
             got = await read_answer(reader)
             assert (got.status, got.fields["retry-after"]) == (503, "1")
             for _, w in [*held, (reader, writer)]:
                 w.close()
-            await rig.until(lambda: not r.router.clients)
+            await rig.until(lambda: not r.router.desk.clients)
             assert (await ask(r, request())).status == 200
 
     rig.run(body())

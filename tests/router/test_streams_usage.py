@@ -187,7 +187,7 @@ def test_what_no_server_says_is_estimated_and_marked(content: bytes) -> None:
             prompt = (len("hello, you") + 1) // 4
             assert sums(r) == {"requests": 1, "input_tokens": prompt, "output_tokens": 3, "estimated": True}
             metrics = dict(
-                zip("abcd", r.router.table.endpoints["chat-ep"].entities[0].counters.tokens, strict=True)
+                zip("abcd", r.router.desk.table.endpoints["chat-ep"].entities[0].counters.tokens, strict=True)
             )
             assert metrics == {"a": 0, "b": 0, "c": prompt, "d": 3}
 
@@ -391,7 +391,7 @@ def test_in_shadow_nothing_is_said_and_nothing_refused() -> None:
                     got = await ask(r, request(chat(max_tokens=10)))
                     assert got.status == 200
                     assert not [name for name in got.fields if name.startswith("x-ratelimit")]
-                rates = r.router.table.endpoints["chat-ep"].rates
+                rates = r.router.desk.table.endpoints["chat-ep"].rates
                 assert rates is not None
                 assert (rates.refused, rates.shadowed) == ({}, {"endpoint tokens": 2})
 

@@ -50,15 +50,18 @@ class Draws(Protocol):
         """The next number."""
 
 
-class Split(Protocol):
+class Split:
     """The running split of one endpoint. `assigned` counts the picks per index since it began, by this
     process. `wants_key` says whether a key can change the pick, so that none is looked for in vain."""
+
+    __slots__ = ("assigned", "wants_key")
 
     assigned: list[int]
     wants_key: bool
 
     def pick(self, key: str = "") -> int:
         """The index of the entity for a request with that key ("": it has none)."""
+        raise NotImplementedError
 
 
 def split_of(
@@ -85,10 +88,10 @@ def split_of(
     raise ValueError(f"no split is called {traffic.split!r}")
 
 
-class Exact:
+class Exact(Split):
     """The entities in turn, as `cycle` has them."""
 
-    __slots__ = ("_picks", "assigned", "wants_key")
+    __slots__ = ("_picks",)
 
     def __init__(self, weights: Sequence[int], draws: Draws | None = None) -> None:
         picks = cycle(weights)
@@ -109,10 +112,10 @@ def _shared(picks: tuple[int, ...], draws: Draws) -> Iterator[int]:
     return map(lambda _: picks[draws.next() % len(picks)], itertools.repeat(None))
 
 
-class Random:
+class Random(Split):
     """One position of the cycle by lot, which is an entity by weight."""
 
-    __slots__ = ("_picks", "_uniform", "assigned", "wants_key")
+    __slots__ = ("_picks", "_uniform")
 
     def __init__(self, weights: Sequence[int], uniform: Callable[[], float] = random.random) -> None:
         self._picks = cycle(weights)
@@ -128,7 +131,7 @@ class Random:
         return index
 
 
-class Sticky:
+class Sticky(Split):
     """Weighted rendezvous hashing: each key gives each entity a score, and the largest wins.
 
     With u the hash of key and entity in (0, 1), the score is -weight / ln(u): of scores so made, each is the
@@ -136,7 +139,7 @@ class Sticky:
     moves only away from one that lost or to one that gained. All workers agree, before and after a restart.
     """
 
-    __slots__ = ("_entities", "_unkeyed", "assigned", "wants_key")
+    __slots__ = ("_entities", "_unkeyed")
 
     def __init__(self, weights: Sequence[int], names: Sequence[str], salt: str, unkeyed: Exact) -> None:
         self._entities = [

@@ -19,6 +19,7 @@ from enum import Enum
 
 from servestate.runtime.router.balance.health import HEALTH
 from servestate.runtime.router.balance.policy import HealthPolicy
+from servestate.runtime.router.http import upstream
 from servestate.runtime.router.http.heads import AnswerHead
 from servestate.runtime.router.http.upstream import UpstreamConnection
 from servestate.runtime.router.routing import LiveBackend, LiveTable
@@ -43,7 +44,7 @@ class Outcome(Enum):
     LATE = 3
 
 
-class Probe:
+class Probe(upstream.Exchange):
     """One request for the health of a replica, as an `upstream.Exchange`. `done` is called once, unless the
     probe is cancelled first."""
 
@@ -206,7 +207,7 @@ def _asked(table: LiveTable) -> Iterator[tuple[str, str, LiveBackend]]:
         for entity in endpoint.entities:
             for backend in entity.backends:
                 if backend.probe:
-                    yield endpoint.name, entity.route.name, backend
+                    yield endpoint.name, entity.name, backend
 
 
 def _drop(watched: Watched) -> None:

@@ -8,27 +8,10 @@ from typing import Protocol
 
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.guard import LiveGuard
-from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http import errors
 from servestate.runtime.router.http.errors import Refused
-from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.messages import body
-from servestate.runtime.router.records.record import Books
-
-
-class Desk(Protocol):
-    """What all requests share."""
-
-    limits: Limits
-    inflight: int
-    """Requests that wait for a guard or for their answer."""
-
-    guards: GuardThreads
-    """Where guards look."""
-
-    @property
-    def books(self) -> Books:
-        """Who counts what guards do."""
+from servestate.runtime.router.parties import Desk
 
 
 class Client(Protocol):

@@ -6,6 +6,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from servestate.runtime.router import scan
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+find: Final = scan.find
+
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")
 _SIZE_SO_FAR: Final = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?")
 _TRAILER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t -~\x80-\xff]*")
@@ -52,9 +57,11 @@ class Decoder:
         no `feed`: the decoder stands before and after it alike."""
         if not self._between:
             return False
-        line, _, rest = data.partition(b"\r\n")
-        size = _SIZES.get(line)
-        return size is not None and size > 0 and len(rest) == size + 2 and rest[size:] == b"\r\n"
+        line_end = find(data, b"\r\n")
+        if line_end < 0:
+            return False
+        size = _SIZES.get(data[:line_end])
+        return size is not None and size > 0 and len(data) == line_end + size + 4 and data.endswith(b"\r\n")
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises BadChunk; trailers are checked and dropped."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from servestate.runtime.router import scan
 from servestate.runtime.router.http.chunked import BadChunk, Decoder
 from servestate.runtime.router.http.heads import (
     BODILESS,
@@ -25,6 +26,9 @@ from servestate.runtime.router.http.heads import (
     too_large,
 )
 from servestate.runtime.router.limits import Limits
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+find: Final = scan.find
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -91,12 +95,13 @@ class RequestReader:
         if data[:2] == b"\r\n":  # RFC 9112 section 2.2: empty lines before a request are ignored
             data = _EMPTY_LINES.sub(b"", data, count=1)
             seen = 0
-        raw, found, rest = data.partition(b"\r\n\r\n")
-        if not found:
+        end = find(data, b"\r\n\r\n")
+        if end < 0:
             self._check_unfinished(data, seen)
             self._buffer = data
             return False
-        head = self._take_head(raw)
+        head = self._take_head(data[:end])
+        rest = data[end + 4 :]
         if len(rest) == self.length and not head.chunked:
             self.body = rest
             return True
@@ -239,11 +244,12 @@ class AnswerReader:
 
     def _take_head(self, data: bytes) -> bytes | None:
         """What follows the final head; None as long as that is not all there."""
-        raw, found, rest = data.partition(b"\r\n\r\n")
-        if not found:
+        end = find(data, b"\r\n\r\n")
+        if end < 0:
             check_answer_size(data, self._limits)
             self._buffer = data
             return None
+        raw, rest = data[:end], data[end + 4 :]
         last = self._last
         length: int | None = last.length_in(raw) if last is not None else -1
         if last is not None and length != -1:

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from servestate.runtime.router import scan
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+find: Final = scan.find
+
 # Line ends to `str.splitlines`, which MLflow's client uses: inside JSON text they become escapes.
 _LINE_ENDS: Final = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
 _TAIL: Final = 32  # bytes: enough for the end of the last event
@@ -29,10 +34,10 @@ class EventStream:
             data = self._hold(self._held + data)
             if not data:
                 return b""
-        if b"\xe2\x80" in data or b"\xc2\x85" in data:
+        if not data.isascii() and (find(data, b"\xe2\x80") >= 0 or find(data, b"\xc2\x85") >= 0):
             for raw, escaped in _LINE_ENDS:
                 data = data.replace(raw, escaped)
-        if b"\n:" in data or data[:1] == b":":
+        if find(data, b"\n:") >= 0 or data[:1] == b":":
             data = self._without_comments(data)
         if len(data) > _TAIL:
             self._last = data
@@ -45,9 +50,8 @@ class EventStream:
         if (
             self._held
             or chunk[-3:] != b"\n\r\n"
-            or b"\xe2\x80" in chunk
-            or b"\n:" in chunk  # also right behind the size's line
-            or b"\xc2\x85" in chunk
+            or find(chunk, b"\n:") >= 0  # also right behind the size's line
+            or (not chunk.isascii() and (find(chunk, b"\xe2\x80") >= 0 or find(chunk, b"\xc2\x85") >= 0))
         ):
             return False
         self._last = chunk[:-2]

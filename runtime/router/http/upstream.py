@@ -13,7 +13,7 @@ import socket
 import ssl
 from functools import cache
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from servestate.runtime.router.guards import egress
 from servestate.runtime.router.http.heads import AnswerHead, BadAnswer
@@ -23,25 +23,32 @@ from servestate.runtime.router.limits import Limits
 _READ: Final = memoryview(bytearray(64 << 10))
 
 
-class Exchange(Protocol):
+class Exchange:
     """Whoever waits for an answer. Exactly one of `failed_to_connect`, `lost`, or an `answered` that is
     complete ends it, unless the exchange cancels first; after a cancel nothing is called any more."""
 
+    __slots__ = ()
+
     def connected(self, connection: UpstreamConnection) -> None:
         """A fresh connection stands and nothing was written to it."""
+        raise NotImplementedError
 
     def failed_to_connect(self, why: str) -> None:
         """No byte was written."""
+        raise NotImplementedError
 
     def answered(self, head: AnswerHead, length: int | None, payload: bytes, complete: bool) -> None:
         """`payload` is the next piece of a body of `length` bytes (None: delimited otherwise). If
         `complete`, it is the last one and the connection has already been given back."""
+        raise NotImplementedError
 
     def relayed(self, chunk: bytes) -> bool:
         """Offered one whole chunk as it came, in the middle of an answer. False: not taken, to be read."""
+        raise NotImplementedError
 
     def lost(self, why: str, *, bad: bool) -> None:
         """The connection ended before the answer did; `bad`: the upstream broke the protocol."""
+        raise NotImplementedError
 
 
 class Origin:

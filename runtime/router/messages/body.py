@@ -13,7 +13,13 @@ from typing import Any, Final
 
 import orjson
 
+from servestate.runtime.router import scan
 from servestate.runtime.router.http.errors import refused
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+find: Final = scan.find
+loads: Final = orjson.loads
+dumps: Final = orjson.dumps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +54,6 @@ LLM_TASKS: Final = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
 
 _MOST_PARTS: Final = 500_000
 """Arrays and objects of one body: an empty one takes two bytes as text, and thirty times that once read."""
-_MODEL_FIRST: Final = b'{"model":'
 _MODEL_KEY: Final = b'"model"'
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
@@ -99,23 +104,24 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     ours = "client_request_id" in document or "usage_context" in document
     if not ours and not model:
         return raw
+    if not ours and "model" in document:
+        span = _sole_span(raw)
+        if span is not None:
+            return b"%b%b%b" % (raw[: span[0]], dumps(model), raw[span[1] :])
     if "model" in document and _is_as_written(document, raw):
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
-        if not ours and raw.startswith(_MODEL_FIRST):
-            rest = raw[len(_MODEL_FIRST) + len(orjson.dumps(document["model"])) :]
-            return b"%b%b%b" % (_MODEL_FIRST, orjson.dumps(model), rest)
         if ours:
             document = {key: value for key, value in document.items() if key not in OURS}
         document["model"] = model or document["model"]
-        return orjson.dumps(document)
+        return dumps(document)
     if ours:
         raw = without(raw, OURS)
     if not model:
         return raw
     text = orjson.dumps(model)
     if "model" in document:
-        start, end = _model_span(raw)
+        start, end = _sole_span(raw) or _found_span(raw)
         return b"%b%b%b" % (raw[:start], text, raw[end:])
     start = raw.index(b"{") + 1
     return b"%b%b:%b,%b" % (raw[:start], _MODEL_KEY, text, raw[start:])
@@ -123,22 +129,34 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
 
 def _is_as_written(document: Document, raw: bytes) -> bool:
     try:
-        return orjson.dumps(document) == raw
+        return dumps(document) == raw
     except orjson.JSONEncodeError:  # nested deeper than it writes, though not than it reads
         return False
 
 
-def _model_span(raw: bytes) -> tuple[int, int]:
-    """Where the value of the top-level key `model` stands; it is known to be there.
+def _sole_span(raw: bytes) -> tuple[int, int] | None:
+    """Where the value of the top-level key `model` stands, which is known to be there; None where it takes a
+    closer look to know.
 
     Written without escapes the key is the bytes `"model"`. Every letter of it lies in \\u0060..\\u006f, so if
     no such escape is in the body, and those bytes occur once, they are that key.
     """
-    match = _MODEL.match(raw, raw.rfind(_MODEL_KEY))
-    if match and raw.find(_MODEL_KEY) == match.start():
-        escaped = b"\\" in raw and b"\\u006" in raw
-        if not escaped:
-            return match.span(1)
+    at = find(raw, _MODEL_KEY)
+    if at < 0 or find(raw, _MODEL_KEY, at + len(_MODEL_KEY)) >= 0:
+        return None
+    start = at + len(_MODEL_KEY) + 1
+    end = find(raw, b'"', start + 1) + 1
+    escape = find(raw, b"\\")
+    if escape >= 0 and find(raw, b"\\u006", escape) >= 0:
+        return None
+    if raw[start - 1 : start + 1] == b':"' and (escape < 0 or find(raw, b"\\", start, end) < 0):
+        return start, end
+    match = _MODEL.match(raw, at)
+    return match.span(1) if match is not None else None
+
+
+def _found_span(raw: bytes) -> tuple[int, int]:
+    """As `_sole_span`, by going through the whole body. Raises Refused (400) if the key stands twice."""
     spans = [(start, end) for key, _, start, end in _members(raw) if key == "model"]
     if len(spans) != 1:
         raise refused('the key "model" stands in the body more than once')

@@ -11,8 +11,14 @@ from typing import Any, Final
 
 import orjson
 
+from servestate.runtime.router import scan
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING, Document, Kind, without
 from servestate.runtime.router.records.record import Usage
+
+# Names of other modules, as names of this one: compiled, they would be looked up each time.
+find: Final = scan.find
+flat_numbers: Final = scan.flat_numbers
+rfind: Final = scan.rfind
 
 UNBOUNDED_COMPLETION: Final = 1024
 """Tokens that are set aside for the answer to a request that bounds its answer by nothing."""
@@ -28,6 +34,8 @@ _USAGE_OBJECT: Final = re.compile(
     rb'"usage"[ \t\r\n]*:[ \t\r\n]*(\{[^{}"]*(?:(?:"[^"\\]*"|\{[^{}]*\})[^{}"]*)*\})'
 )
 _USAGE_BEGINS: Final = b'"usage":{'
+_PROMPT: Final = b'"prompt_tokens":'
+_COMPLETION: Final = b'"completion_tokens":'
 _MODEL_TEXT: Final = re.compile(
     rb'"(?:content|text|reasoning_content|arguments)"[ ]?:[ ]?"((?:[^"\\]|\\.)*)"'
 )
@@ -112,24 +120,27 @@ def asking_usage(raw: bytes, document: Document) -> tuple[bytes, Document]:
 def usage_in(content: bytes) -> Usage | None:
     """What a whole JSON answer, or the line of an event, says of its usage."""
     at = len(content)
-    while (at := content.rfind(_USAGE, 0, at)) >= 0:
+    while (at := rfind(content, _USAGE, 0, at)) >= 0:
         if not at or content[at - 1 : at] != b"\\":  # else within a text
-            usage = _usage(_usage_object(content, at))
+            usage = _usage_at(content, at)
             if usage is not None:
                 return usage
     return None
 
 
-def _usage_object(content: bytes, at: int) -> bytes:
-    """The object that is the value of the key at that place, empty where there is none."""
-    start = at + len(_USAGE_BEGINS)
-    end = content.find(b"}", start) + 1
-    if end and content[at:start] == _USAGE_BEGINS:
-        found = content[start - 1 : end]
-        if b"{" not in found[1:] and b"\\" not in found:
-            return found  # as it is written most often, for which the slow look is not needed
+def _usage_at(content: bytes, at: int) -> Usage | None:
+    """What the object says that is the value of the key at that place."""
+    start = at + len(_USAGE_BEGINS) - 1
+    if content[at : start + 1] == _USAGE_BEGINS:
+        numbers = flat_numbers(content, start, _PROMPT, _COMPLETION)
+        if numbers is not None and numbers[0] <= _MOST_TOKENS and numbers[1] <= _MOST_TOKENS:
+            return Usage(numbers[0], numbers[1])
+        end = find(content, b"}", start) + 1
+        found = content[start : max(end, start)]
+        if found and find(found, b"{", 1) < 0 and find(found, b"\\") < 0:
+            return _usage(found)  # as it is written most often, for which the slow look is not needed
     match = _USAGE_OBJECT.match(content, at)
-    return match[1] if match is not None else b""
+    return _usage(match[1]) if match is not None else None
 
 
 def _usage(text: bytes) -> Usage | None:
@@ -146,7 +157,7 @@ def _usage(text: bytes) -> Usage | None:
 
 def text_bytes(content: bytes) -> int:
     """How much model's text stands in an answer or a piece of one, in bytes as written."""
-    if b"tent" not in content and b'"text"' not in content and b'"arguments"' not in content:
+    if find(content, b"tent") < 0 and find(content, b'"text"') < 0 and find(content, b'"arguments"') < 0:
         return 0
     return sum(len(match[1]) for match in _MODEL_TEXT.finditer(content))
 
@@ -172,7 +183,7 @@ class Meter:
 
     def passes(self, chunk: bytes) -> bool:
         """Whether a piece of a stream, which holds whole events, can pass untouched; if so, it was heard."""
-        if _USAGE in chunk:
+        if find(chunk, _USAGE) >= 0:
             if self._hides:
                 return False
             self.usage = usage_in(chunk) or self.usage
@@ -182,7 +193,7 @@ class Meter:
 
     def lines(self, lines: bytes) -> bytes:
         """What of whole lines of a stream goes on."""
-        if _USAGE in lines:
+        if find(lines, _USAGE) >= 0:
             self.usage = usage_in(lines) or self.usage
             if self._hides:
                 lines = b"\n".join(line for line in lines.split(b"\n") if not _is_usage_only(line))

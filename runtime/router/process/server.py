@@ -23,10 +23,10 @@ from servestate.providers.secrets import Secrets
 from servestate.runtime.router.access import Access
 from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.client import ClientConnection, Management
-from servestate.runtime.router.guards.threads import GuardThreads
 from servestate.runtime.router.http.browser import own_names
 from servestate.runtime.router.http.upstream import Origin, UnixOrigin
 from servestate.runtime.router.limits import Limits
+from servestate.runtime.router.parties import Desk
 from servestate.runtime.router.process.handshakes import TlsServer
 from servestate.runtime.router.process.listen import BACKLOG, Sockets, url_of
 from servestate.runtime.router.process.status import (
@@ -36,7 +36,6 @@ from servestate.runtime.router.process.status import (
     states_report,
 )
 from servestate.runtime.router.process.tls import Certificate, TlsFiles
-from servestate.runtime.router.quota.budget import Budget
 from servestate.runtime.router.quota.memory import Memory
 from servestate.runtime.router.records.books import Books
 from servestate.runtime.router.records.families import Snapshot
@@ -103,28 +102,23 @@ class Router:
     def __init__(self, config: RouterConfig, memory: Memory | None = None) -> None:
         """Raises InvalidInput SS601, SS602, SS610, SS611 and SS640."""
         self._config = config
-        self.access = Access(config.keyring_path, draft=config.keyring_draft, exposed=_is_exposed(config))
+        access = Access(config.keyring_path, draft=config.keyring_draft, exposed=_is_exposed(config))
         self.limits = _within_reach(config.limits)
-        self.clients: set[ClientConnection] = set()
-        self.inflight = 0
-        self.stopping = False
-        self.guards = GuardThreads()
-        self.budget = Budget(max(self.limits.buffered_bytes, self.limits.body_bytes))
         self._started = time.time()
         self._memory = memory or Memory.private()
         self._registry = Registry(config.limits, config.secrets, int(self._started), self._memory)
         self.books = Books(config.books, config.secrets, self._memory.worker)
         self._watch = TableWatch(config.table_path, self._admit)
-        self.table: LiveTable
+        self._empty = asyncio.Event()
+        self.desk = Desk(access, self.limits, self.books, self._watch.table, self._empty.set)
         self._adopt()
         self._tls = _certificate(config.tls)
         self._management_tls = _certificate(config.management_tls)
-        self._prober = Prober(lambda: self.table, config.limits.health, self.books.metrics.ejections.add)
+        self._prober = Prober(lambda: self.desk.table, config.limits.health, self.books.metrics.ejections.add)
         self._loop: asyncio.AbstractEventLoop
         self._api: Origin | None = None
         self._servers: list[asyncio.Server] = []
         self._tls_servers: list[TlsServer] = []
-        self._empty = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.url = self.management_url = ""
 
@@ -167,7 +161,7 @@ class Router:
 
     @property
     def _connections(self) -> int:
-        return len(self.clients) + sum(server.pending for server in self._tls_servers)
+        return len(self.desk.clients) + sum(server.pending for server in self._tls_servers)
 
     def _has_room(self) -> bool:
         return self._connections < self.limits.client_sockets
@@ -176,21 +170,21 @@ class Router:
         """What a new connection is given to: one of the too many is told so, one of far too many is not."""
         if self._connections >= 2 * self.limits.client_sockets:
             return _Dropped()
-        return cast(asyncio.Protocol, ClientConnection(self, self._loop, management))
+        return cast(asyncio.Protocol, ClientConnection(self.desk, self._loop, management))
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
-        self.stopping = True  # from now on every answer says that the connection closes
+        self.desk.stopping = True  # from now on every answer says that the connection closes
         for server in self._servers:
             server.close()
         for tls_server in self._tls_servers:
             tls_server.close()
         deadline = self._loop.time() + self.limits.drain_s
-        for client in list(self.clients):
+        for client in list(self.desk.clients):
             if not client.idle:
                 client.stop()
         await self._emptied(min(self.limits.farewell_s, self.limits.drain_s))
-        for client in list(self.clients):
+        for client in list(self.desk.clients):
             client.stop()
         await self._emptied(deadline - self._loop.time())
         self.abort()
@@ -200,33 +194,27 @@ class Router:
         for origin in self._origins():
             origin.retire()
         await asyncio.sleep(0)
-        self.guards.close()
+        self.desk.guards.close()
         self.books.close()
 
     def abort(self) -> None:
         """Close all connections at once."""
-        for client in list(self.clients):
+        for client in list(self.desk.clients):
             client.abort()
         for tls_server in self._tls_servers:
             tls_server.abort()
 
     async def _emptied(self, within_s: float) -> None:
-        if self.clients and within_s > 0:
+        if self.desk.clients and within_s > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
-
-    def left(self, client: ClientConnection) -> None:
-        """See `client.Desk`."""
-        self.clients.discard(client)
-        if self.stopping and not self.clients:
-            self._empty.set()
 
     def brief(self) -> dict[str, Any]:
         """Of `report`, what is asked again and again while something ends; of the replicas those alone that
         requests run on. It costs little, however many endpoints there are."""
         gauges = self._registry.gauges
         return {
-            "table_version": self.table.source.version,
+            "table_version": self.desk.table.source.version,
             "table_error": self._watch.error,
             "connections": self._connections,
             "replicas": {name: {"inflight": one.inflight} for name, one in gauges.items() if one.inflight},
@@ -239,22 +227,22 @@ class Router:
             "started_at": self._started,
             "listen": self.url,
             "management": self.management_url or None,
-            "access": "open" if self.access.open else "tokens",
-            "access_error": self.access.error,
+            "access": "open" if self.desk.access.open else "tokens",
+            "access_error": self.desk.access.error,
             "tls_error": next((tls.error for tls in self._certificates() if tls.error), None),
-            "table_version": self.table.source.version,
+            "table_version": self.desk.table.source.version,
             "table_error": self._watch.error,
             "table_copy_error": self._watch.copy_error,
             "connections": self._connections,
-            "endpoints": endpoints_report(self.table),
+            "endpoints": endpoints_report(self.desk.table),
             "replicas": replicas_report(self._registry.gauges, time.monotonic()),
             "books": self.books.report(),
         }
 
     def snapshot(self) -> Snapshot:
         """The metrics of this process."""
-        limited, states = limited_report(self.table), states_report(self.table, time.monotonic())
-        return self.books.snapshot(self.table, self._connections, limited, states)
+        limited, states = limited_report(self.desk.table), states_report(self.desk.table, time.monotonic())
+        return self.books.snapshot(self.desk.table, self._connections, limited, states)
 
     def _every(self, seconds: float, name: str, work: Callable[[], None]) -> None:
         def again() -> None:
@@ -265,7 +253,7 @@ class Router:
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        for client in [client for client in self.clients if client.deadline < now]:
+        for client in [client for client in self.desk.clients if client.deadline < now]:
             client.expire()
         for origin in self._origins():
             origin.close_idle(before=now - self.limits.upstream_idle_s)
@@ -278,7 +266,7 @@ class Router:
         return [tls for tls in (self._tls, self._management_tls) if tls is not None]
 
     def _look_at_files(self) -> None:
-        self.access.poll(self._loop.time())
+        self.desk.access.poll(self._loop.time())
         for certificate in self._certificates():
             certificate.poll()
         if self._watch.poll():
@@ -289,8 +277,8 @@ class Router:
         return self._registry.admit(table)
 
     def _adopt(self) -> None:
-        self.table = self._watch.table
-        self.books.adopt(self.table)
+        self.desk.table = self._watch.table
+        self.books.adopt(self.desk.table)
 
 
 class _Dropped(asyncio.Protocol):

@@ -44,7 +44,7 @@ def states_report(table: LiveTable, now: float) -> Iterator[tuple[str, str, str,
     for name, endpoint in table.endpoints.items():
         for entity in endpoint.entities:
             for backend in entity.backends:
-                yield name, entity.route.name, backend.replica, backend.gauge.health.report(now)["state"]
+                yield name, entity.name, backend.replica, backend.gauge.health.report(now)["state"]
 
 
 def limited_report(table: LiveTable) -> Iterator[tuple[str, str, str, int]]:
@@ -57,7 +57,7 @@ def limited_report(table: LiveTable) -> Iterator[tuple[str, str, str, int]]:
 
 def _entities(endpoint: LiveEndpoint) -> dict[str, Any]:
     return {
-        entity.route.name: {
+        entity.name: {
             "weight": entity.route.weight,
             "assigned": assigned,
             "direct": entity.counters.direct,
@@ -75,7 +75,7 @@ def _mirror(endpoint: LiveEndpoint) -> dict[str, Any]:
     if mirror is None:
         return {}
     prompt, completion, _, _ = mirror.counters.tokens
-    told = {"entity": mirror.entity.route.name, "inflight": mirror.inflight}
+    told = {"entity": mirror.entity.name, "inflight": mirror.inflight}
     return {"mirror": told | {"tokens": [prompt, completion]} | _answers(mirror.counters)}
 
 
@@ -84,8 +84,8 @@ def _answers(counters: Counters) -> dict[str, Any]:
         "statuses": {f"{hundreds}xx": counters.statuses[hundreds] for hundreds in (2, 4, 5)},
         "latency_ms": {
             "bounds": BOUNDS_MS,
-            "counts": list(counters.latencies),
-            "sum": counters.latency_s * 1000,
+            "counts": list(counters.latencies.counts),
+            "sum": counters.latencies.sum * 1000,
         },
     }
 

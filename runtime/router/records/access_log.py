@@ -57,7 +57,7 @@ class AccessLog:
         caller = record.caller
         key = (
             record.endpoint.name,
-            record.entity.route.name,
+            record.entity.name,
             record.replica,
             record.how,
             id(caller),
@@ -125,7 +125,7 @@ def _line(record: Record) -> bytes:
             "time": rfc3339(record.wall),
             "request_id": record.request_id.decode("ascii"),
             "endpoint": record.endpoint.name,
-            "entity": record.entity.route.name,
+            "entity": record.entity.name,
             "replica": record.replica,
             "how": record.how,
             "caller": requester(record.caller),
@@ -156,7 +156,7 @@ def _middle(record: Record) -> bytes:
     written = orjson.dumps(
         {
             "endpoint": record.endpoint.name,
-            "entity": record.entity.route.name,
+            "entity": record.entity.name,
             "replica": record.replica,
             "how": record.how,
             "caller": requester(record.caller),

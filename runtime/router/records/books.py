@@ -4,12 +4,11 @@ traces. Each of them may fail; no request does because of it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import Secrets, fill
-from servestate.runtime.router.records import record as kept
 from servestate.runtime.router.records.access_log import AccessLog
 from servestate.runtime.router.records.families import Snapshot
 from servestate.runtime.router.records.keeping import BooksConfig
@@ -21,8 +20,13 @@ from servestate.runtime.router.records.usage import UsageLog
 from servestate.runtime.router.routing import LiveTable
 
 
-class Books(kept.Books):
-    """The books of one worker. Owned by the loop; what takes long is done by threads of each part."""
+class Books:
+    """The books of one worker. Owned by the loop; what takes long is done by threads of each part. Nothing
+    that is called for a request waits, raises, or grows without bound.
+
+    `metrics` is also for what is rare; its counters say by which labels. `begun` stands where traces are
+    kept: it makes of a request's header lines those that go upstream, with its span.
+    """
 
     def __init__(self, config: BooksConfig, secrets: Secrets, worker: int = 0) -> None:
         """`worker` is its number, from 0. Raises InvalidInput SS643 where traces are wanted and cannot be."""
@@ -31,7 +35,9 @@ class Books(kept.Books):
         self._secrets = secrets
         self._worker = worker
         self._traces = Traces(config.otlp) if config.otlp else None
-        self.begun = self._traces.begun if self._traces is not None else None
+        self.begun: Callable[[Record, bytes], bytes] | None = None
+        if self._traces is not None:
+            self.begun = self._traces.begun
         self._access = AccessLog(config.access_log, worker) if config.access_log is not None else None
         folder = config.folder
         self._payloads = PayloadLogs(folder and folder / "inference", config.records, worker)
@@ -56,10 +62,10 @@ class Books(kept.Books):
         self._payloads.adopt(source, _values(source, self._secrets))
         self.metrics.forget_absent(table)
 
-    # Requests; see `record.Books`.
+    # Requests.
 
     def ended(self, record: Record) -> None:
-        """See `record.Books`."""
+        """A request that was taken on is over."""
         self.metrics.ended(record)
         if self._access is not None:
             self._access.ended(record)
@@ -71,7 +77,8 @@ class Books(kept.Books):
             self._traces.ended(record)
 
     def refused(self, endpoint: str, status: int, code: str, request_id: bytes) -> None:
-        """See `record.Books`."""
+        """A request was answered by the router itself before it was taken on. `endpoint` is the name of one
+        that exists, or ""."""
         self.metrics.refused(endpoint, status)
         if self._access is not None:
             self._access.refused(endpoint, status, code, request_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 from typing import TYPE_CHECKING
 
 from servestate.runtime.router.http import errors
@@ -44,22 +45,36 @@ ERROR_TYPES = frozenset(
 class Histogram:
     """Numbers by size: each in the first bucket whose bound is not below it."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_at", "_bounds", "_least", "_most", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        # Where the last one fell, most often the next one falls too: to look there costs a fifth of a search.
+        self._at = 0
+        self._least, self._most = -inf, bounds[0]
 
     def observe(self, value: float) -> None:
         """Count one."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        if not self._least < value <= self._most:
+            self._turn_to(value)
+        counts, at = self.counts, self._at
+        counts[at] = counts[at] + 1
         self.sum += value
 
     def observe_each(self, value: float, times: int) -> None:
         """Count so many of the same."""
-        self.counts[bisect_left(self._bounds, value)] += times
+        if not self._least < value <= self._most:
+            self._turn_to(value)
+        self.counts[self._at] += times
         self.sum += value * times
+
+    def _turn_to(self, value: float) -> None:
+        bounds = self._bounds
+        at = self._at = bisect_left(bounds, value)
+        self._least = bounds[at - 1] if at else -inf
+        self._most = bounds[at] if at < len(bounds) else inf
 
 
 class KindCounters:
@@ -101,10 +116,9 @@ class Counters:
     `requests` and `inflight` are kept by the exchange, which alone sees a request begin; all else by `ended`.
     `statuses` counts whole answers by the hundreds of their status; one that broke off counts as a 5xx
     whatever its status line said, and one that the client did not wait for not at all. `latencies` are their
-    numbers by `BOUNDS_MS`, each in one bucket only, and `latency_s` the sum in seconds: from the whole
-    request to the whole answer. `codes` are the statuses by how the entity was chosen, 0 for none, and `well`
-    counts requests that nothing was wrong with. `tokens` are those of requests and of answers as the model's
-    server stated them, then the same two as estimated.
+    times in seconds, from the whole request to the whole answer, by `BOUNDS_MS`. `codes` are the statuses by
+    how the entity was chosen, 0 for none, and `well` counts requests that nothing was wrong with. `tokens`
+    are those of requests and of answers as the model's server stated them, then the same two as estimated.
     """
 
     __slots__ = (
@@ -114,7 +128,6 @@ class Counters:
         "inflight",
         "kinds",
         "latencies",
-        "latency_s",
         "own",
         "queued",
         "requests",
@@ -126,8 +139,7 @@ class Counters:
     def __init__(self) -> None:
         self.requests = self.errors = self.direct = self.inflight = self.well = 0
         self.statuses = [0] * 6
-        self.latencies = [0] * (len(BOUNDS_MS) + 1)
-        self.latency_s = 0.0
+        self.latencies = Histogram(_BOUNDS_S)
         self.codes: dict[str, dict[int, int]] = {"split": {}, "direct": {}, "fallback": {}, "mirror": {}}
         self.own = Histogram(OWN_S)
         self.queued = Histogram(QUEUE_S)
@@ -137,8 +149,7 @@ class Counters:
     def answered(self, hundreds: int, seconds: float) -> None:
         """Count an answer by the hundreds of its status, so long after its request."""
         self.statuses[hundreds] += 1
-        self.latencies[bisect_left(_BOUNDS_S, seconds)] += 1
-        self.latency_s += seconds
+        self.latencies.observe(seconds)
 
     def ended(self, record: Record) -> None:
         """Count a request that is over."""

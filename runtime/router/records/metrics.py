@@ -107,7 +107,7 @@ class Metrics:
         self._refused.add(endpoint, "", str(status), "refused")
 
     def _went_wrong(self, record: Record) -> None:
-        endpoint, last = record.endpoint.name, record.entity.route.name
+        endpoint, last = record.endpoint.name, record.entity.name
         entities = [entity for entity, _ in record.failed]
         for i, (entity, text) in enumerate(record.failed):
             reason = reason_of(text)
@@ -144,7 +144,7 @@ class Metrics:
         for endpoint in table.endpoints.values():
             found["servestate_config_version"].append([[endpoint.name], endpoint.config_version])
             for entity, assigned in zip(endpoint.entities, endpoint.split.assigned, strict=True):
-                place = [endpoint.name, entity.route.name, policies[endpoint.name]]
+                place = [endpoint.name, entity.name, policies[endpoint.name]]
                 found["servestate_split_assigned_total"].append([place, assigned])
                 for name, sample in _samples(endpoint, entity):
                     found[name].append(sample)

@@ -214,7 +214,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "execution_duration_ms": int(record.total_s * 1000),
         "request": request,
         "response": answer,
-        "served_entity_id": record.entity.route.name,
+        "served_entity_id": record.entity.name,
         "logging_error_codes": codes,
         "requester": requester(record.caller),
         "request_metadata": _metadata(record),
@@ -225,7 +225,7 @@ def _metadata(record: Record) -> dict[str, str]:
     endpoint = record.endpoint
     found = {
         "endpoint_name": endpoint.name,
-        "model_name": record.entity.route.model,
+        "model_name": record.entity.model,
         "config_version": str(endpoint.config_version),
         "streaming": "true" if record.streaming else "false",
     }

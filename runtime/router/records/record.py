@@ -6,13 +6,11 @@ loop with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servestate.planner.access import Caller
     from servestate.runtime.router.messages.body import Kind
-    from servestate.runtime.router.records.metrics import Metrics
     from servestate.runtime.router.routing import LiveEndpoint, LiveEntity
 
 
@@ -100,20 +98,3 @@ class Record:
         self.kind = kind
         self.how = how
         self.began = began
-
-
-class Books(Protocol):
-    """Who counts and writes down. Nothing here waits, raises, or grows without bound."""
-
-    metrics: Metrics
-    """For what is rare; its counters say by which labels."""
-
-    begun: Callable[[Record, bytes], bytes] | None
-    """Where traces are kept: the header lines of a request as they go upstream, with its span."""
-
-    def ended(self, record: Record) -> None:
-        """A request that was taken on is over."""
-
-    def refused(self, endpoint: str, status: int, code: str, request_id: bytes) -> None:
-        """A request was answered by the router itself before it was taken on. `endpoint` is the name of one
-        that exists, or ""."""

@@ -49,7 +49,7 @@ class UsageLog:
         prompt, completion, estimated = (
             (usage.prompt, usage.completion, usage.estimated) if usage is not None else (0, 0, False)
         )
-        self._add(record.endpoint.name, record.entity.route.name, (caller, estimated), prompt, completion)
+        self._add(record.endpoint.name, record.entity.name, (caller, estimated), prompt, completion)
         if self.writer is None:
             return
         line = orjson.dumps(
@@ -58,7 +58,7 @@ class UsageLog:
                 "databricks_request_id": record.request_id.decode("ascii"),
                 "client_request_id": record.client_request_id[:_ID_CHARACTERS],
                 "endpoint_name": record.endpoint.name,
-                "served_entity_name": record.entity.route.name,
+                "served_entity_name": record.entity.name,
                 "requester": caller,
                 "status_code": record.status,
                 "request_streaming": record.streaming,

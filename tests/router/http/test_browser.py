@@ -112,7 +112,7 @@ def test_names_change_with_the_keyring() -> None:
             models = request(b"", "/v1/models", method="GET", host="new.example")
             assert (await ask(r, models, r.management_port)).status == 403
             r.let_in(rig.keyring("NEW.example"))
-            await rig.until(lambda: "new.example" in r.router.access.keyring.hosts)
+            await rig.until(lambda: "new.example" in r.router.desk.access.keyring.hosts)
             assert (await ask(r, models, r.management_port)).status == 200
 
     rig.run(body())

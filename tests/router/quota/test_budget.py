@@ -83,7 +83,7 @@ def test_many_large_bodies_all_arrive_a_few_at_a_time() -> None:
             assert sorted({len(got.body) for got in up.received}) == [
                 len(LARGE.replace(b"chat-ep", b"engine-model"))
             ]
-            await rig.until(lambda: r.router.budget.left == TIGHT.buffered_bytes)
+            await rig.until(lambda: r.router.desk.budget.left == TIGHT.buffered_bytes)
 
     rig.run(body())
 
@@ -95,7 +95,7 @@ async def _hold_the_room(r: rig.Rig) -> list[asyncio.StreamWriter]:
         _, writer = await r.connect()
         writer.write(request(LARGE)[:70_000])
         held.append(writer)
-    await rig.until(lambda: r.router.budget.left < len(LARGE))
+    await rig.until(lambda: r.router.desk.budget.left < len(LARGE))
     return held
 
 
@@ -108,7 +108,7 @@ def test_whoever_finds_no_room_in_time_may_come_again() -> None:
             assert (await ask(r, request())).status == 200, "small ones need no room"
             for writer in held:
                 writer.transport.abort()
-            await rig.until(lambda: r.router.budget.left == TIGHT.buffered_bytes)
+            await rig.until(lambda: r.router.desk.budget.left == TIGHT.buffered_bytes)
             assert (await ask(r, request(LARGE))).status == 200
 
     rig.run(body())

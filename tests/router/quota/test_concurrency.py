@@ -57,7 +57,7 @@ class Gate:
 
 
 def refused(r: Rig) -> dict[str, int]:
-    rates = r.router.table.endpoints["chat-ep"].rates
+    rates = r.router.desk.table.endpoints["chat-ep"].rates
     assert rates is not None
     return rates.refused
 
@@ -237,7 +237,7 @@ def test_in_shadow_it_only_counts() -> None:
             await until(lambda: len(up.received) == 4)
             gate.opened.set()
             assert {got.status for got in await asyncio.gather(*running)} == {200}
-            rates = r.router.table.endpoints["chat-ep"].rates
+            rates = r.router.desk.table.endpoints["chat-ep"].rates
             assert rates is not None
             assert (rates.refused, rates.shadowed) == ({}, {"concurrency": 3})
             assert r.router.report()["endpoints"]["chat-ep"]["limited"] == 0
