@@ -56,10 +56,10 @@ def descriptors(
     is not kept for longer than `idle_s` without being used. Raises OSError where a process is gone, or where
     there is no `ss`."""
     held = {pid: list(_held(pid)) for pid in pids}
-    theirs = {inode for pid in clients for inode in _held(pid)}
+    near = {inode for pid in clients for inode in _held(pid)}
     far = {inode for pid in upstreams for inode in _held(pid)}
     ends = list(_ends())  # last: what is made in between is in nobody's list yet
-    to_clients = {end.inode for end in _opposite(ends, theirs)}
+    to_clients = {end.inode for end in _opposite(ends, near)}
     to_upstreams = {end.inode for end in _opposite(ends, far) if end.silent_s <= idle_s}
     return {pid: _counted(found, to_clients, to_upstreams) for pid, found in held.items()}
 

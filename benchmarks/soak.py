@@ -46,7 +46,7 @@ they are needed."""
 _FEW_OTHERS = 1
 """The same of one process for what no open connection accounts for: a file that is being looked at."""
 _LAST_S = 6.0
-"""Until idle connections to upstreams are closed, `upstream_idle_s` and what the sweep and a look need."""
+"""Until idle connections to upstreams are closed: `Limits.upstream_idle_s`, and some time to do so."""
 
 PACER = """
 import asyncio, sys, time
