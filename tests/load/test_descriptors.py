@@ -20,7 +20,7 @@ from tests.load.place import HERE
 
 pytestmark = pytest.mark.skipif(shutil.which("ss") is None, reason="the kernel is asked with ss, of iproute2")
 
-IDLE_S = 0.4
+IDLE_S = 1.0
 CLIENTS = 3
 
 
