@@ -4,11 +4,13 @@
 
 `servestate serve` with two workers and four upstreams, 200 clients at a steady pace, half of their requests
 for a stream. Memory and descriptors are read from the kernel every second, for each process of the router.
-The lag of its loops is measured from outside, which bounds it from above: a process of its own asks fifty
-times a second for the list of models, which the router answers by itself. Processes have no count of tasks to
-tell; what a task of the router lives for is a connection or a request, and both are counted by it: at the end
-there has to be none of either. The first sixth is warm-up, five minutes of thirty. Ends with 1 where a bar is
-missed.
+Clients connect anew after so many requests, and the kernel deals them to the workers by chance: so what must
+not become more is all descriptors of all processes, and of each process those that no open connection
+accounts for. The lag of its loops is measured from outside, which bounds it from above: a process of its own
+asks fifty times a second for the list of models, which the router answers by itself. Processes have no count
+of tasks to tell; what a task of the router lives for is a connection or a request, and both are counted by
+it: at the end there has to be none of either. The first sixth is warm-up, five minutes of thirty. Ends with 1
+where a bar is missed.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
+from benchmarks.descriptors import Descriptors, descriptors
 from tests.load.book import Book
 from tests.load.clients import Crowd
 from tests.load.outcome import Outcome
@@ -38,9 +41,12 @@ SOCKETS, PACE, STREAMING = 200, 400.0, 0.5
 SLOPE_BAR, LAG_BAR_MS = 1.0, 20.0
 """MiB in ten minutes, and milliseconds (p99)."""
 _FEW = 8
-"""Descriptors more or fewer that mean nothing: an upstream's connection that is made anew."""
+"""Descriptors of all processes, more or fewer, that mean nothing: connections to upstreams that are made as
+they are needed."""
+_FEW_OTHERS = 1
+"""The same of one process for what no open connection accounts for: a file that is being looked at."""
 _LAST_S = 6.0
-"""Until idle connections to upstreams are closed."""
+"""Until idle connections to upstreams are closed: `Limits.upstream_idle_s`, and some time to do so."""
 
 PACER = """
 import asyncio, sys, time
@@ -71,7 +77,7 @@ class Sample:
 
     at: float
     memory: dict[int, int]
-    files: dict[int, int]
+    descriptors: dict[int, Descriptors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +102,23 @@ class Soak:
         sizes = [sample.memory[pid] / 2**20 for sample in self.settled]
         return statistics.linear_regression(times, sizes).slope * 600
 
-    def more_files(self, pid: int) -> int:
-        """Descriptors at the end beyond those after the warm-up: medians of a tenth of the time each."""
-        counts = [sample.files[pid] for sample in self.settled]
-        tenth = max(1, len(counts) // 10)
-        return round(statistics.median(counts[-tenth:]) - statistics.median(counts[:tenth]))
+    def others(self, pid: int) -> tuple[int, int]:
+        """Descriptors of the process that no open connection accounts for, first and last."""
+        return first_and_last([sample.descriptors[pid].others for sample in self.settled])
+
+    def all_descriptors(self) -> tuple[int, int]:
+        """Those of all processes together, first and last."""
+        return first_and_last([sum(d.all for d in s.descriptors.values()) for s in self.settled])
 
     def lag_ms(self, share: float) -> float:
         """The lag that so many do not exceed."""
         return sorted(self.lags)[int(share * (len(self.lags) - 1))] * 1000
+
+
+def first_and_last(counts: Sequence[int]) -> tuple[int, int]:
+    """Medians of the first tenth and of the last: what is there for a moment means nothing."""
+    tenth = max(1, len(counts) // 10)
+    return round(statistics.median(counts[:tenth])), round(statistics.median(counts[-tenth:]))
 
 
 def run(folder: Path, seconds: float) -> Soak:
@@ -117,6 +131,7 @@ async def _run(place: Place, seconds: float) -> Soak:
     book, samples = Book(), []
     found = await asyncio.to_thread(place.processes)
     pids = [*found["router"], *found["workers"]]
+    upstreams = place.upstreams()
     pacer = subprocess.Popen(
         [sys.executable, "-c", PACER, str(place.port), TOKEN, str(seconds)], stdout=subprocess.PIPE, text=True
     )
@@ -127,7 +142,7 @@ async def _run(place: Place, seconds: float) -> Soak:
     ):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            samples.append(_sample(pids))
+            samples.append(_sample(pids, [os.getpid(), pacer.pid], upstreams))
             await asyncio.sleep(1)
     lags = [float(line) for line in (await reading)[0].split()]
     await asyncio.sleep(_LAST_S)
@@ -136,10 +151,9 @@ async def _run(place: Place, seconds: float) -> Soak:
     return Soak(seconds, book, samples, lags, left)
 
 
-def _sample(pids: list[int]) -> Sample:
+def _sample(pids: list[int], clients: list[int], upstreams: list[int]) -> Sample:
     memory = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in pids}
-    files = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in pids}
-    return Sample(time.monotonic(), memory, files)
+    return Sample(time.monotonic(), memory, descriptors(pids, clients, upstreams, _LAST_S))
 
 
 def missed(soak: Soak) -> Iterator[str]:
@@ -147,8 +161,12 @@ def missed(soak: Soak) -> Iterator[str]:
     for pid in soak.samples[0].memory:
         if soak.slope(pid) >= SLOPE_BAR:
             yield f"process {pid} grows by {soak.slope(pid):.2f} MiB in ten minutes"
-        if abs(soak.more_files(pid)) > _FEW:
-            yield f"process {pid} has {soak.more_files(pid):+d} descriptors"
+        first, last = soak.others(pid)
+        if abs(last - first) > _FEW_OTHERS:
+            yield f"process {pid} has {last - first:+d} descriptors without an open connection"
+    first, last = soak.all_descriptors()
+    if abs(last - first) > _FEW:
+        yield f"all processes together have {last - first:+d} descriptors"
     if soak.lag_ms(0.99) > LAG_BAR_MS:
         yield f"the loops lag by {soak.lag_ms(0.99):.1f} ms (p99)"
     if soak.left:
@@ -160,12 +178,6 @@ def missed(soak: Soak) -> Iterator[str]:
 def report(soak: Soak, command: str) -> str:
     """Markdown."""
     said = list(missed(soak))
-    rows = [
-        f"| {'parent' if index == 0 else f'worker {index - 1}'} | {soak.settled[0].memory[pid] / 2**20:.1f} "
-        f"| {soak.settled[-1].memory[pid] / 2**20:.1f} | {soak.slope(pid):+.2f} "
-        f"| {soak.settled[-1].files[pid]} | {soak.more_files(pid):+d} |"
-        for index, pid in enumerate(soak.samples[0].memory)
-    ]
     return "\n".join(
         (
             "# Soak",
@@ -175,9 +187,19 @@ def report(soak: Soak, command: str) -> str:
             f"Bars missed: {len(said) or 'none'}.",
             *(f"- {one}" for one in said),
             "",
-            "| process | MiB after the warm-up | at the end | in ten minutes | descriptors | more of them |",
+            "| process | MiB after the warm-up | at the end | in ten minutes |",
+            "| --- | ---: | ---: | ---: |",
+            *_memory(soak),
+            "",
+            "| descriptors of | clients | upstreams | others after the warm-up | at the end | more others |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
-            *rows,
+            *_descriptors(soak),
+            "",
+            "Those of clients and upstreams, as they are at the end, are connections that the other side",
+            "keeps as well: which worker one comes to is up to the kernel, whenever a client connects anew.",
+            "All processes together had {} after the warm-up and {} at the end.".format(
+                *soak.all_descriptors()
+            ),
             "",
             f"Lag of the loops, from outside, in {len(soak.lags):,} looks: median {soak.lag_ms(0.5):.2f} ms,",
             f"p99 {soak.lag_ms(0.99):.2f} ms, longest {soak.lag_ms(1.0):.1f} ms.",
@@ -185,6 +207,26 @@ def report(soak: Soak, command: str) -> str:
             "",
         )
     )
+
+
+def _memory(soak: Soak) -> Iterator[str]:
+    first, last = soak.settled[0].memory, soak.settled[-1].memory
+    for name, pid in _named(soak):
+        yield f"| {name} | {first[pid] / 2**20:.1f} | {last[pid] / 2**20:.1f} | {soak.slope(pid):+.2f} |"
+
+
+def _descriptors(soak: Soak) -> Iterator[str]:
+    for name, pid in _named(soak):
+        found = [sample.descriptors[pid] for sample in soak.settled]
+        _, clients = first_and_last([of_one.clients for of_one in found])
+        _, upstreams = first_and_last([of_one.upstreams for of_one in found])
+        first, last = soak.others(pid)
+        yield f"| {name} | {clients} | {upstreams} | {first} | {last} | {last - first:+d} |"
+
+
+def _named(soak: Soak) -> Iterator[tuple[str, int]]:
+    for index, pid in enumerate(soak.samples[0].memory):
+        yield f"worker {index - 1}" if index else "parent", pid
 
 
 def main() -> int:
