@@ -1,5 +1,4 @@
-"""Bytes searched: the functions that stand in for methods of `bytes` give what those give, also where they are
-in C."""
+"""Bytes searched: what stands in for methods of `bytes` gives what those give, also where it is in C."""
 
 from __future__ import annotations
 
