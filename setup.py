@@ -13,7 +13,7 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = """
-access client dispatch parties proxy routes routing mirror
+access client dispatch mirror parties proxy relay routes routing
 http.chunked http.errors http.headers http.heads http.http1 http.sse http.upstream
 messages.body messages.tokens
 quota.memory quota.rates

@@ -278,7 +278,7 @@ class Server:
     def _trouble(self, error: httpx.HTTPError) -> Diagnostic:
         import httpx
 
-        if certificate := _tls_trouble(error):
+        if certificate := tls_trouble(error):
             fix = "check the URL; a private authority is named by the environment variable SSL_CERT_FILE"
             return Diagnostic("SS613", f"no TLS with {self.name}: {certificate}", fix)
         if self.socket:
@@ -349,7 +349,7 @@ def server_at(url: str, token: str, *, insecure: bool) -> Server:
     return Server(url.rstrip("/"), token)
 
 
-def _tls_trouble(error: BaseException) -> str:
+def tls_trouble(error: BaseException) -> str:
     """What is wrong with certificates or protocol, "" where it is something else."""
     import ssl
 

@@ -43,6 +43,7 @@ def main() -> int:
         finally:
             act("Destroy everything")
             servestate("destroy", "--auto-approve")
+            shutil.copy(EXAMPLE / "endpoints.yaml", WORK)  # with its first split, to go on from by hand
     nothing_left()
     print("\nDemo complete.")
     return 0

@@ -26,7 +26,7 @@ _REQUIRED: dict[str, tuple[tuple[str, ...], ...]] = {
     "palm": (("palm_api_key",),),
     "amazon-bedrock": (("aws_access_key_id",), ("instance_profile_arn",), ("uc_service_credential_name",)),
 }
-_URLS = ("openai_api_base", "custom_provider_url", "databricks_workspace_url", "cohere_api_base")
+_URLS = {"openai_api_base", "custom_provider_url", "databricks_workspace_url", "cohere_api_base"}
 _URL = re.compile(r"https?://[A-Za-z0-9_.\-\[\]:]+(?:/[!-~]*)?\Z")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\Z")
 _HEADER_VALUE = re.compile(r"[!-~]+\Z")
@@ -117,9 +117,10 @@ def sendable(endpoint: Endpoint, report: Report) -> None:
         config = getattr(model, field)
         if config is None:
             continue
-        for name in _URLS:
-            url = getattr(config, name, "")
-            if url and not _URL.match(url):
+        for name in type(config).model_fields.keys() & _URLS:
+            url = getattr(config, name)
+            needed = type(config).model_fields[name].is_required()
+            if (url or needed) and not _URL.match(url):
                 what = f"{name} is not a URL that requests can be sent to"
                 report.error(
                     "SS117", what, "write http(s)://HOST[:PORT][/PATH], without a password", *at, field, name

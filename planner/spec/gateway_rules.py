@@ -18,10 +18,8 @@ def gateway_limits(endpoint: Endpoint, report: Report) -> None:
     limits = endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()
     for index, limit in enumerate(limits):
         at = ("ai_gateway", "rate_limits", index)
-        for problem, field in _limit_problems(limit):
-            report.error(
-                "SS122", f"rate limit {index + 1} {problem}", "see the serving API's RateLimit", *at, *field
-            )
+        for problem, fix, field in _limit_problems(limit):
+            report.error("SS122", f"rate limit {index + 1} {problem}", fix, *at, *field)
         if (limit.key, limit.principal) in seen:
             report.error(
                 "SS122",
@@ -32,18 +30,19 @@ def gateway_limits(endpoint: Endpoint, report: Report) -> None:
         seen.add((limit.key, limit.principal))
 
 
-def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """What is wrong, how to mend it, and where."""
     if limit.renewal_period != "minute":
-        yield 'has a renewal_period other than "minute"', ("renewal_period",)
+        yield 'has a renewal_period other than "minute"', "use minute", ("renewal_period",)
     if limit.calls is None and limit.tokens is None:
-        yield "has neither calls nor tokens", ()
+        yield "has neither calls nor tokens", "add one of them, or both", ()
     for field, value in (("calls", limit.calls), ("tokens", limit.tokens)):
         if value is not None and value <= 0:
-            yield f"has {value} {field}; it must be more than 0", (field,)
+            yield f"has {value} {field}", "make it more than 0", (field,)
     if limit.key in ("user_group", "service_principal") and not limit.principal:
-        yield f"is for a {limit.key} and has no principal", ()
+        yield f"is for a {limit.key} and has no principal", "add principal: NAME", ()
     if limit.key == "endpoint" and limit.principal:
-        yield "is for the endpoint and has a principal", ("principal",)
+        yield "is for the endpoint and has a principal", "remove it, or use another key", ("principal",)
 
 
 def legacy_limits(endpoint: Endpoint, report: Report) -> None:

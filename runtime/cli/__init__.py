@@ -116,8 +116,8 @@ def _server(verb: _Parser) -> None:
         "--server",
         metavar="URL",
         help="do it there, by the management listener of a running `servestate serve`; the token is that of "
-        "SERVESTATE_TOKEN, else DATABRICKS_TOKEN. Models, workload types and overrides of the configuration "
-        "count, all else of its site and every path is the server's",
+        "SERVESTATE_TOKEN, else DATABRICKS_TOKEN. Models, workload types, overrides and traffic of the "
+        "configuration count, all else of its site and every path is the server's",
     )
     verb.add_argument(
         "--insecure", action="store_true", help="send the token over http to another machine all the same"
@@ -220,7 +220,12 @@ def _add_serving(verbs: _Verbs[_Parser]) -> None:
     logs.add_argument("address", metavar="ADDRESS", help="ENDPOINT/ENTITY, or an instance as status shows it")
     logs.add_argument("--tail", type=_positive, default=50, metavar="N", help="how many lines (default: 50)")
     query = _verb(verbs, "query", "query", "ask an endpoint, through the running router")
-    query.add_argument("endpoint", metavar="ENDPOINT", help="an endpoint, or ENDPOINT/ENTITY past the split")
+    query.add_argument(
+        "endpoint",
+        metavar="ENDPOINT",
+        help="an endpoint, or ENDPOINT/ENTITY past the split; where the site declares tokens, the one of "
+        "SERVESTATE_TOKEN, else DATABRICKS_TOKEN, has to allow it",
+    )
     query.add_argument("text", metavar="TEXT", help="the user's message, the prompt or the input")
     query.add_argument("--max-tokens", type=int, default=64, metavar="N", help="default: 64")
     query.add_argument("--stream", action="store_true", help="print the answer as it comes")

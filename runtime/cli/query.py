@@ -6,20 +6,26 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servestate.planner.diagnostics import Diagnostic, InvalidInput
 from servestate.planner.state import State
 from servestate.runtime import exit_codes
-from servestate.runtime.cli.common import workspace_of
+from servestate.runtime.cli.common import token, workspace_of
 from servestate.runtime.cli.output import complain, say
 from servestate.runtime.cli.serve import router_url
+from servestate.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _TIMEOUT_S = 120.0
 _HTTP_OK = 200
+_HTTP_UNAUTHORIZED = 401
+_END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stream and "input" not in body:
         body["stream"] = True
     path = f"/serving-endpoints/{endpoint}" + (f"/served-models/{entity}" if entity else "") + "/invocations"
-    return _ask(router_url(workspace), path, body)
+    url = router_url(workspace)
+    return _ask(url, path, body, _trusted(workspace) if url.startswith("https:") else None)
 
 
 def body_for(task: str, text: str, max_tokens: int) -> dict[str, Any]:
@@ -59,27 +66,65 @@ def _task(state: State, endpoint: str, entity: str) -> str:
     return next((state.instances[a].spec.task for t in targets for a in t.instances), "")
 
 
-def _ask(url: str, path: str, body: dict[str, Any]) -> int:
+def _trusted(workspace: Workspace) -> ssl.SSLContext:
+    """The certificate that the router of this site has to show, and no other: it is reached by the address
+    that it listens on, so neither the names in it nor who signed it tell more. Raises InvalidInput."""
+    import ssl
+
+    tls = workspace.site.router.tls
+    if tls is None:  # the router was started with another configuration
+        return ssl.create_default_context()
+    path = workspace.root / tls.cert
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cadata=_first_certificate(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        what = f"the certificate of the router cannot be read: {tls.cert}: {reason}"
+        fix = "give the PEM file that the router serves with"
+        raise InvalidInput([Diagnostic("SS640", what, fix)]) from None
+    return context
+
+
+def _first_certificate(path: Path) -> str:
+    """Without those that signed it: whatever else they have signed is not this router's."""
+    return path.read_text().partition(_END_OF_CERTIFICATE)[0] + _END_OF_CERTIFICATE
+
+
+def _ask(url: str, path: str, body: dict[str, Any], trusted: ssl.SSLContext | None) -> int:
     import httpx
 
+    headers = {"authorization": f"Bearer {token()}"} if token() else {}
     try:
         with (
-            httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client,
-            client.stream("POST", url + path, json=body) as answer,
+            httpx.Client(timeout=_TIMEOUT_S, trust_env=False, verify=trusted or False) as client,
+            client.stream("POST", url + path, json=body, headers=headers) as answer,
         ):
             return _print_answer(answer)
-    except httpx.ConnectError:
-        what = f"no router answers at {url}"
-        raise InvalidInput([Diagnostic("SS607", what, "start it: servestate serve")]) from None
+    except httpx.ConnectError as error:
+        raise InvalidInput([_unreached(url, error)]) from None
     except httpx.HTTPError as error:
         complain(f"SS608 the answer broke off: {error}")
         return exit_codes.ERROR
+
+
+def _unreached(url: str, error: httpx.ConnectError) -> Diagnostic:
+    from servestate.runtime.remote import tls_trouble
+
+    if trouble := tls_trouble(error):
+        fix = "see whether the router serves with the file that router.tls.cert names: servestate status"
+        return Diagnostic("SS613", f"no TLS with {url}: {trouble}", fix)
+    return Diagnostic("SS607", f"no router answers at {url}", "start it: servestate serve")
 
 
 def _print_answer(answer: httpx.Response) -> int:
     if answer.status_code != _HTTP_OK:
         answer.read()
         complain(f"{answer.status_code} {answer.reason_phrase}: {answer.text}")
+        if answer.status_code == _HTTP_UNAUTHORIZED:
+            complain("  fix: set SERVESTATE_TOKEN to a token that may query this endpoint")
         return exit_codes.ERROR
     complain(f"[{answer.headers.get('served-model-name', '?')}]")
     if answer.headers.get("content-type", "").startswith("text/event-stream"):

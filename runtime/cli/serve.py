@@ -186,4 +186,5 @@ def router_url(workspace: Workspace) -> str:
         status = asyncio.run(router_status(workspace.control_path)) or {}
     except TransientError:
         status = {}
-    return status.get("listen") or f"http://{workspace.site.router.listen}"
+    router = workspace.site.router
+    return status.get("listen") or f"{'http' if router.tls is None else 'https'}://{router.listen}"

@@ -39,7 +39,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         if router["table_error"]:
             lines.append(f"  refuses the newest table: {router['table_error']}")
         lines += [_indented(f"{what}: {why}") for what, why in router.get("troubles", {}).items()]
-        lines += [_indented(f"leaves out {name}: {why}") for name, why in router.get("ejected", {}).items()]
+        lines += _ejected_lines(router.get("ejected", {}), found["endpoints"])
     lines += _controller_lines(found)
     for endpoint in found["endpoints"]:
         lines += ["", f"{endpoint['name']}  (config version {endpoint['config_version']})"]
@@ -69,6 +69,20 @@ def _worker_lines(router: dict[str, Any]) -> list[str]:
             f"  replaces the router with pid {router['replacing']}, which ends what it has in flight"
         )
     return lines
+
+
+def _ejected_lines(ejected: dict[str, str], endpoints: list[dict[str, Any]]) -> list[str]:
+    """Replicas that failed too often. Where an entity has no other, its requests go on going there."""
+    entities = [entity["instances"] for endpoint in endpoints for entity in endpoint["entities"]]
+    alone = {only["address"] for only, *more in filter(None, entities) if not more}
+    return [
+        _indented(
+            f"would leave out {name}, but its entity has no other: {why}"
+            if name in alone
+            else f"leaves out {name}: {why}"
+        )
+        for name, why in ejected.items()
+    ]
 
 
 def _controller_lines(found: dict[str, Any]) -> list[str]:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, cast
 
-import orjson
-
 from servestate.runtime.router import dispatch
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.guards.judging import Judging
@@ -232,8 +230,6 @@ class ClientConnection(Client):
                 self._await_rest(reader)
         except Refused as refusal:
             self._refuse(refusal)
-        except (RecursionError, orjson.JSONEncodeError):
-            self._refuse(refused("the request's body is nested too deeply"))
 
     def _await_rest(self, reader: RequestReader) -> None:
         limits = self._desk.limits

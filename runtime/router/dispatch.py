@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from typing import Final
 
-import orjson
-
 from servestate.planner.access import Caller, Level, level_of
 from servestate.runtime.router.access import Access, Visitor, permit
 from servestate.runtime.router.http import errors
@@ -145,6 +143,8 @@ def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: byte
     """What a whole request asks for. Raises Refused."""
     access = desk.access
     visitor = None if access.open else access.visitor(head.authorization)
+    if visitor is None and head.foreign:  # a page has no token, but here nobody needs one
+        raise refused("requests of web pages are not taken without access tokens", PERMISSION_DENIED, 403)
     served = ""
     if isinstance(route, OpenAICall):
         kind = route.kind
@@ -184,7 +184,7 @@ def choose(desk: Desk, call: Call) -> None:
             call.how = "direct"
         else:
             split = endpoint.split
-            call.entity = endpoint.entities[split.pick(_key(call) if split.wants_key else "")]
+            call.entity = endpoint.entities[split.pick(_key(call, desk.access) if split.wants_key else "")]
             call.how = "split"
         if endpoint.measures or endpoint.sampled is not None:
             _prepare_records(call)
@@ -227,8 +227,9 @@ def _prepare_records(call: Call) -> None:
         call.hides_usage = True
 
 
-def _key(call: Call) -> str:
-    """What a sticky split goes by, "" where the request has none."""
+def _key(call: Call, access: Access) -> str:
+    """What a sticky split goes by, "" where the request has none. Where no tokens are declared, whoever sends
+    the same token is the same caller, as for limits."""
     sticky = call.endpoint.traffic.sticky
     assert sticky is not None, "only a sticky split wants a key"
     match sticky.source:
@@ -238,9 +239,10 @@ def _key(call: Call) -> str:
             value = call.document.get(sticky.name)
             if value is None or isinstance(value, str):
                 return value or ""
-            return orjson.dumps(value).decode()
+            return body.written(value).decode()
         case _:
-            return f"{call.caller.kind}:{call.caller.name}" if call.caller is not None else ""
+            caller = call.caller or access.visitor(call.head.authorization).caller
+            return f"{caller.kind}:{caller.name}" if call.caller is not None else caller.token
 
 
 def _admit(rates: Rates, call: Call, access: Access) -> Admission:

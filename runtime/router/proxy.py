@@ -43,6 +43,7 @@ from servestate.runtime.router.routing import LiveBackend, LiveEntity
 # Names of other modules, as names of this one: compiled, they would be looked up each time.
 perf_counter: Final = time.perf_counter
 monotonic: Final = time.monotonic
+wall_clock: Final = time.time
 
 _REQUEST_ID: Final = b"x-request-id: "
 _CONTENT_LENGTH: Final = b"\r\nContent-Length: "
@@ -778,7 +779,7 @@ class Exchange(upstream.Exchange):
         self._leave_backend()
         record, call = self._record, self._call
         record.total_s = perf_counter() - record.began
-        record.wall = time.time() - record.total_s
+        record.wall = wall_clock() - record.total_s
         record.usage = self._used()
         if call.admission is not None:
             used = record.usage.total if record.usage is not None else None if self._may_have_run else 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import SPLIT, Conversation, Site, free_port, local, remote
+from tests.cli.harness import SPLIT, Conversation, Site, bundle, free_port, local, remote
+from tests.cli.managed import tokens, with_site
 from tests.cli.snapshots import check
 
 
@@ -50,6 +54,56 @@ def test_query_without_a_router(site: Site, listen: str) -> None:
     check(site.run("query", "multi-model", "hello"), site.folder, "query/no_router")
 
 
+def certificate(folder: Path, name: str) -> Path:
+    """A certificate that nobody else has signed, for a name that the tests' machine does not have."""
+    made = folder / f"{name}.pem"
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+    of = ("-subj", "/CN=serving.example", "-addext", "subjectAltName=DNS:serving.example", "-days", "2")
+    subprocess.run(
+        ["openssl", "req", "-x509", *key, *of, "-out", made.name], cwd=folder, check=True, capture_output=True
+    )
+    return made
+
+
+@pytest.mark.slow
+def test_query_over_tls_and_with_a_token(site: Site) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    site.configure(SPLIT)
+    mine, other = certificate(site.folder, "mine"), certificate(site.folder, "other")
+    served = shutil.copy(mine, site.folder / "served.pem")
+    router = {"listen": listen, "tls": {"cert": served.name, "key": "mine.key"}}
+    site.write(with_site(bundle(SPLIT), router=router, access=tokens({"ann": ["query"]})))
+    site.apply()
+    check(site.run("query", "multi-model", "hello"), site.folder, "query/no_router_with_tls")
+    serving = site.watch("serve")
+    serving.wait_for(f"servestate: routing on https://{listen}")
+    check(site.run("query", "multi-model", "hello"), site.folder, "query/no_token")
+    site.env["SERVESTATE_TOKEN"] = "token-of-ann"
+    assert site.run("query", "multi-model", "hello").ok().out == "1 says hello\n"
+    site.write((site.folder / "endpoints.yaml").read_text().replace("served.pem", other.name))
+    check(site.run("query", "multi-model", "hello"), site.folder, "query/another_certificate")
+    other.unlink()
+    check(site.run("query", "multi-model", "hello"), site.folder, "query/no_certificate")
+    serving.process.send_signal(signal.SIGTERM)
+    serving.end()
+
+
+@pytest.mark.slow
+def test_status_of_a_replica_that_fails_and_is_the_only_one(site: Site) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    router = {"listen": listen, "health": {"errors": 1}}
+    site.write(with_site(bundle({"elsewhere": {"theirs": remote()}}), router=router))
+    site.apply()
+    serving = site.watch("serve")
+    serving.wait_for(f"servestate: routing on http://{listen}")
+    assert site.run("query", "elsewhere", "hello").code == 1
+    told = site.run("status").ok().out
+    assert "  would leave out elsewhere/theirs@" in told
+    assert "#0, but its entity has no other: " in told
+    serving.process.send_signal(signal.SIGTERM)
+    serving.end()
+
+
 def test_status_shows_the_split_as_it_was(site: Site, serving: Conversation) -> None:
     said = Counter(site.run("query", "multi-model", "x").ok().err for _ in range(3))
     assert set(said) <= {"[current]\n", "[challenger]\n"}
@@ -81,6 +135,19 @@ def test_up_applies_then_serves(site: Site, listen: str) -> None:
     assert up.end() in (0, 130)
     assert "Traceback" not in up.seen
     assert len(site.alive()) == 2
+
+
+def test_up_shows_how_to_ask_what_runs_here(site: Site, listen: str) -> None:
+    site.write(
+        with_site(bundle({"a": {"theirs": remote()}, **SPLIT}, listen=listen), access=tokens({"ann": []}))
+    )
+    up = site.watch("up", "--auto-approve")
+    up.wait_for(f"servestate: routing on http://{listen}")
+    shown = up.seen.partition("Try it:")[2]
+    assert f"curl -s http://{listen}/serving-endpoints/multi-model/invocations" in shown
+    assert '-H "authorization: Bearer $SERVESTATE_TOKEN"' in shown
+    up.process.send_signal(signal.SIGTERM)
+    up.end()
 
 
 def test_up_does_not_serve_what_could_not_be_applied(site: Site, listen: str) -> None:

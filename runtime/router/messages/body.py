@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -58,6 +59,8 @@ _MODEL_KEY: Final = b'"model"'
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
 _TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 
+_GZIP: Final = b"\x1f\x8b"
+
 Document = dict[str, Any]
 
 
@@ -68,10 +71,21 @@ def parse(raw: bytes) -> Document:
     try:
         document = orjson.loads(raw)
     except ValueError as error:
+        if raw.startswith(_GZIP):
+            raise refused("the request's body is compressed; send it as it is") from None
         raise refused(f"the request's body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise refused("the request's body is not a JSON object")
     return document
+
+
+def written(value: Any) -> bytes:
+    """A part of a body as JSON. Raises Refused (400) where it is nested deeper than can be written, though
+    not than can be read."""
+    try:
+        return dumps(value)
+    except TypeError:  # as orjson says it
+        raise refused("the request's body is nested too deeply") from None
 
 
 def kind_of(document: Document) -> Kind:
@@ -107,7 +121,7 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     if not ours and "model" in document:
         span = _sole_span(raw)
         if span is not None:
-            return b"%b%b%b" % (raw[: span[0]], dumps(model), raw[span[1] :])
+            return b"%b%b%b" % (raw[: span[0]], _quoted(model), raw[span[1] :])
     if "model" in document and _is_as_written(document, raw):
         # The caller writes JSON as orjson does, so writing it again changes what was changed and no more;
         # and no key stood twice, or it would have come out shorter.
@@ -119,7 +133,7 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
         raw = without(raw, OURS)
     if not model:
         return raw
-    text = orjson.dumps(model)
+    text = _quoted(model)
     if "model" in document:
         start, end = _sole_span(raw) or _found_span(raw)
         return b"%b%b%b" % (raw[:start], text, raw[end:])
@@ -127,10 +141,15 @@ def rewrite(raw: bytes, document: Document, model: str) -> bytes:
     return b"%b%b:%b,%b" % (raw[:start], _MODEL_KEY, text, raw[start:])
 
 
+@lru_cache(maxsize=256)
+def _quoted(model: str) -> bytes:
+    return dumps(model)
+
+
 def _is_as_written(document: Document, raw: bytes) -> bool:
     try:
         return dumps(document) == raw
-    except orjson.JSONEncodeError:  # nested deeper than it writes, though not than it reads
+    except TypeError:  # nested deeper than it writes, though not than it reads
         return False
 
 

@@ -21,6 +21,7 @@ from servestate.runtime.router.messages.body import (
     Kind,
     kind_of,
     without,
+    written,
 )
 
 EXTRA = "extra_params"
@@ -51,7 +52,7 @@ def _texts(extra: Document, taken: set[str]) -> Iterator[tuple[str, bytes]]:
     """The members that are added, each with its value as JSON."""
     for key, value in extra.items():
         if key not in taken:
-            yield key, _spelled(value) if isinstance(value, str) else orjson.dumps(value)
+            yield key, _spelled(value) if isinstance(value, str) else written(value)
 
 
 def _spelled(value: str) -> bytes:

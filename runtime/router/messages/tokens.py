@@ -12,7 +12,15 @@ from typing import Any, Final
 import orjson
 
 from servestate.runtime.router import scan
-from servestate.runtime.router.messages.body import CHAT, COMPLETION, EMBEDDING, Document, Kind, without
+from servestate.runtime.router.messages.body import (
+    CHAT,
+    COMPLETION,
+    EMBEDDING,
+    Document,
+    Kind,
+    without,
+    written,
+)
 from servestate.runtime.router.records.record import Usage
 
 # Names of other modules, as names of this one: compiled, they would be looked up each time.
@@ -112,7 +120,7 @@ def asking_usage(raw: bytes, document: Document) -> tuple[bytes, Document]:
     if _OPTIONS in document:
         raw = without(raw, _DROPPED)
     end = raw.rindex(b"}")
-    raw = b'%b,"%b":%b%b' % (raw[:end], _OPTIONS.encode(), orjson.dumps(wanted), raw[end:])
+    raw = b'%b,"%b":%b%b' % (raw[:end], _OPTIONS.encode(), written(wanted), raw[end:])
     kept = {key: value for key, value in document.items() if key != _OPTIONS}
     return raw, {**kept, _OPTIONS: wanted}
 

@@ -89,6 +89,16 @@ def test_a_caller_by_whichever_of_its_tokens() -> None:
     rig.run(body())
 
 
+def test_without_declared_tokens_the_same_token_is_the_same_caller() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(sticky(up.url, "caller")) as r:
+            seen = [set(await entities(r, *[request(fields=bearer(f"token-{n}"))] * 4)) for n in range(20)]
+            assert all(len(one) == 1 for one in seen)
+            assert {"a", "b"} == set().union(*seen)
+
+    rig.run(body())
+
+
 @pytest.mark.parametrize(
     ("source", "name", "data"),
     [

@@ -88,8 +88,27 @@ def test_who_calls_the_listener_by_its_names_gets_through(tmp_path: Path) -> Non
                     for target in ("/v1/chat/completions", TARGETS[0]):
                         got = await ask(r, request(CHAT, target, fields, host=host), r.management_port)
                         assert got.status == 200, (host, fields, target)
-            # The listener of models alone has no such rule: what it does needs a body that no form sends.
-            assert (await ask(r, request(CHAT, fields=FOREIGN[0], host="models"))).status == 200
+
+    rig.run(body())
+
+
+def test_no_web_page_asks_models_where_nobody_needs_a_token() -> None:
+    """A page may send any text as text/plain without asking first, or be of a name that leads here."""
+
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
+            for target in ("/v1/chat/completions", "/serving-endpoints/chat-ep/invocations"):
+                for fields in FOREIGN:
+                    fields += "Content-Type: text/plain\r\n"
+                    got = await ask(r, request(CHAT, target, fields))
+                    assert got.status == 403, (target, fields)
+                for fields in GOOD:
+                    assert (await ask(r, request(CHAT, target, fields))).status == 200
+            assert len(up.received) == 2 * len(GOOD)
+        keys = rig.keyring(good={"user_name": "ann", "rights": ["query"]})
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), keyring=keys) as r:
+            got = await ask(r, request(CHAT, fields=FOREIGN[0] + rig.bearer("good")))
+            assert got.status == 200  # a page that has a token was given it
 
     rig.run(body())
 

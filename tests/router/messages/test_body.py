@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from typing import Any
@@ -103,6 +104,11 @@ def test_what_is_no_object_is_refused(raw: bytes) -> None:
     with pytest.raises(Refused) as refusal:
         parse(raw)
     assert refusal.value.failure.status == 400
+
+
+def test_a_compressed_body_is_called_that() -> None:
+    with pytest.raises(Refused, match="is compressed"):
+        parse(gzip.compress(b'{"messages": []}'))
 
 
 def test_a_body_of_nothing_but_brackets_is_refused_unread() -> None:
