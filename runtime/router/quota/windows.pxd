@@ -1,5 +1,6 @@
 # What Cython is told of `windows.py` where the router is compiled: these are numbers of the machine, in memory
-# that is read and written without a detour.
+# that is read and written without a detour. Volatile, since a kill may come between any two stores, so that they
+# have to stay in the order in which they are written.
 
 cimport cython
 
@@ -11,8 +12,8 @@ cdef class Window:
     cdef bint _shared
     cdef long long _digest, _head, _tail, _total
     cdef Py_ssize_t _at
-    cdef long long[::1] _integers
-    cdef double[::1] _times
+    cdef volatile long long[::1] _integers
+    cdef volatile double[::1] _times
     cdef object _rows
     cdef double _keep_s, _grain_s
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import random
@@ -11,7 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -257,8 +259,8 @@ class Dying:
         self._view[place] = number  # type: ignore[call-overload]
 
 
-def entries_of(memory: Memory, window: Window) -> int:
-    at = window._at
+def entries_of(memory: Memory, digest: int) -> int:
+    at = memory.windows.find(digest, 0.0)
     kept = range(memory.integers[at + TAIL], memory.integers[at + HEAD])
     return sum(memory.integers[at + ENTRIES + 2 * (number % MOST_ENTRIES) + 1] for number in kept)
 
@@ -287,49 +289,77 @@ class Careless(Window):
         return super().left(now)
 
 
-def killed_at(kind: type[Window], moment: float, step: Step, stores: int) -> bool:
-    """Kill a worker after so many stores; False where it had done all. Fails where it leaves too little
-    counted, or wrong sums once it is forgotten."""
-    with closing(Memory.create(2)) as memory:
-        return _killed_at(memory, kind, moment, step, stores)
+def check(memory: Memory, digest: int, whole: Window, moment: float) -> None:
+    """Worker 1 was killed: what it left counts enough, and is exact once the worker is forgotten."""
+    counted = 1000 - whole.left(moment)
+    assert entries_of(memory, digest) <= counted, "more could be admitted than there is room for"
+    memory.forget_worker(1)
+    assert 1000 - whole.left(moment) == entries_of(memory, digest)
 
 
-def _killed_at(memory: Memory, kind: type[Window], moment: float, step: Step, stores: int) -> bool:
-    digest = memory.digest("a window")
-    whole = kind(memory, digest, 1000, lasting=True)
-    for at, amount in ((0.0, 5), (10.0, 4)):
-        whole.left(at)
-        whole.add(amount, at)
-    left = [stores]
-    dying = kind(memory, digest, 1000, lasting=True)
-    dying._at = whole._at
-    dying._integers = Dying(memory.integers, left)  # type: ignore[assignment]
-    dying._times = Dying(memory.times, left)  # type: ignore[assignment]
+def stepped(kind: type[Window], moment: float, step: Step) -> int:
+    """Have a process go one instruction of the machine at a time, and check at each what a kill would leave;
+    how many states of the numbers that were. Compiled, stores may stand in another order than they were
+    written in."""
+    with closing(Memory.create(2)) as memory, closing(Memory.create(2)) as left:
+        digest = memory.digest("a window")
+        whole = kind(memory, digest, 1000, lasting=True)
+        for at, amount in ((0.0, 5), (10.0, 4)):
+            whole.left(at)
+            whole.add(amount, at)
+        place = memory.windows.find(digest, 0.0)
+        row = slice(place, place + memory_module._WINDOW_WIDTH)
+        states, seen = 0, bytes(memory.integers[row])
+        for _ in single_steps(lambda: (whole.left(moment), step(whole))):
+            now = bytes(memory.integers[row])
+            if now != seen:
+                states, seen = states + 1, now
+                left.integers[row] = memory.integers[row]
+                check(left, digest, kind(left, digest, 1000, lasting=True), moment)
+        assert 1000 - whole.left(moment) == entries_of(memory, digest)
+        return states
+
+
+def single_steps(work: Callable[[], object]) -> Iterator[None]:
+    """After each instruction of a process that does `work` (ptrace(2))."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    ptrace.restype = ctypes.c_long
+    gc.disable()  # of the process to be: a collection would be a million steps
+    pid = os.fork()
+    if pid == 0:
+        ptrace(0, 0, None, None)  # PTRACE_TRACEME
+        os.kill(os.getpid(), signal.SIGSTOP)
+        work()
+        os.kill(os.getpid(), signal.SIGKILL)
+    gc.enable()
     try:
-        dying.left(moment)
-        step(dying)
-    except Killed:
-        counted = 1000 - whole.left(moment)
-        assert entries_of(memory, whole) <= counted, "more could be admitted than there is room for"
-        memory.forget_worker(1)
-        assert 1000 - whole.left(moment) == entries_of(memory, whole)
-        return True
-    assert 1000 - whole.left(moment) == entries_of(memory, whole)
-    return False
+        os.waitpid(pid, 0)
+        while ptrace(9, pid, None, None) == 0:  # PTRACE_SINGLESTEP
+            _, status = os.waitpid(pid, 0)
+            if not os.WIFSTOPPED(status):
+                assert os.WTERMSIG(status) == signal.SIGKILL
+                return
+            if os.WSTOPSIG(status) != signal.SIGTRAP:
+                return  # about to end
+            yield
+        raise OSError(ctypes.get_errno(), "ptrace")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_kill_before_any_store_leaves_too_much_counted_and_never_too_little(name: str) -> None:
+def test_a_kill_at_any_instruction_leaves_too_much_counted_and_never_too_little(name: str) -> None:
     moment, step = STEPS[name]
-    stores = 0
-    while killed_at(Window, moment, step, stores):
-        stores += 1
-    assert stores >= 2, "the step does something"
+    assert stepped(Window, moment, step) >= 2, "the step does something"
 
 
 def test_the_check_notices_a_wrong_order() -> None:
     with pytest.raises(AssertionError, match="more could be admitted"):
-        killed_at(Careless, 60.0, lambda w: None, 1)
+        stepped(Careless, 60.0, lambda w: None)
 
 
 @pytest.mark.parametrize("before_leaving", [False, True])

@@ -125,11 +125,12 @@ def test_nearly_all_that_a_limit_gives_is_given_under_higher_demand() -> None:
 
 def test_memory_is_bounded_however_high_the_limit() -> None:
     for most, amounts in ((1_000_000, 1), (100, 0)):
-        window = Window(MEMORY, MEMORY.digest("bounded", str(most)), most, lasting=True)
+        digest = MEMORY.digest("bounded", str(most))
+        window = Window(MEMORY, digest, most, lasting=True)
         for i in range(100_000):
             assert window.left(i / 1000) > 0
             window.add(amounts, i / 1000)
-        at = window._at
+        at = MEMORY.windows.find(digest, 0.0)
         kept = range(MEMORY.integers[at + memory_module.TAIL], MEMORY.integers[at + memory_module.HEAD])
         assert len(kept) <= MOST_ENTRIES
         times = [MEMORY.times[at + memory_module.ENTRIES + 2 * (n % MOST_ENTRIES)] for n in kept]
