@@ -148,14 +148,15 @@ def service(config: RouterConfig) -> Service:
 
 @dataclass
 class Answer:
-    """An answer as it came. `whole`: its framing says that nothing is missing."""
+    """An answer as it came. `whole`: its framing says that nothing is missing. Of fields that came twice
+    `fields` has the last; `head` has them all."""
 
     status: int
     fields: dict[str, str]
     body: bytes
     whole: bool
     closed: bool
-    surplus: bytes = b""
+    head: bytes = b""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -184,7 +185,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     fields = {n.lower(): v for n, _, v in (line.partition(": ") for line in lines[1:])}
     body, whole = await _read_body(reader, status, fields)
     closed = reader.at_eof() or fields.get("connection") == "close" or not whole
-    return Answer(status, fields, body, whole, closed)
+    return Answer(status, fields, body, whole, closed, head)
 
 
 async def _read_body(
