@@ -212,6 +212,14 @@ async def _read_body(
         return body, False
 
 
+async def rest_of(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end, however that comes."""
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+
+
 async def ask(rig: Rig, data: bytes, port: int = 0) -> Answer:
     """One request on a connection of its own."""
     reader, writer = await rig.connect(port)

@@ -132,7 +132,7 @@ def test_models_lists_endpoints_and_entities() -> None:
     rig.run(body())
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
+def test_a_refusal_among_pipelined_requests_keeps_its_place() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
             reader, writer = await r.connect()

@@ -15,7 +15,7 @@ from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router import Router
 from tests.router import rig
 from tests.router.rig import Rig, ask, config, read_answer, request, serving, write_table
-from tests.router.upstreams import Received, Upstream, answer, entity, table
+from tests.router.upstreams import Gate, Upstream, answer, entity, table
 
 CREDENTIAL = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
 
@@ -67,13 +67,8 @@ def test_a_new_table_counts_anew_only_where_weights_changed() -> None:
 
 def test_requests_in_flight_keep_their_table() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer(b"old"))
-
-        async with Upstream(held) as old, Upstream() as new, serving(table(entity("a", 100, old.url))) as r:
+        gate = Gate(answer(b"old"))
+        async with Upstream(gate) as old, Upstream() as new, serving(table(entity("a", 100, old.url))) as r:
             running = asyncio.create_task(ask(r, request()))
             await rig.until(lambda: len(old.received) == 1)
             moved = replace(entity("a", 100, new.url), backends=entity("a2", 1, new.url).backends)
@@ -81,7 +76,7 @@ def test_requests_in_flight_keep_their_table() -> None:
             assert (await ask(r, request())).body == b'{"ok":true}'
             replicas = r.router.report()["replicas"]
             assert {name: one["inflight"] for name, one in replicas.items()} == {"a#0": 1, "a2#0": 0}
-            gate.set()
+            gate.open()
             assert (await running).body == b"old"
             assert r.router.report()["replicas"]["a#0"]["inflight"] == 0
             await rig.until(lambda: old.open == 0)
