@@ -29,9 +29,12 @@ from tests.router.upstreams import DONE, EVENT, Gate, Upstream, entity, sse_head
 
 
 @asynccontextmanager
-async def successor(folder: Path, after_s: float = 0.0, **given: Any) -> AsyncIterator[asyncio.Task[Process]]:
-    """A router that takes over while the loop goes on; the task is done once it has."""
-    router = launched(folder, replace=True, **given)
+async def successor(
+    folder: Path, after_s: float = 0.0, *, replace: bool = True, **given: Any
+) -> AsyncIterator[asyncio.Task[Process]]:
+    """A router that takes over, or without `replace` just starts, while the loop goes on; the task is done
+    once it has."""
+    router = launched(folder, replace=replace, **given)
 
     async def start() -> Process:
         await asyncio.sleep(after_s)
@@ -73,6 +76,25 @@ def test_nothing_is_refused_and_nothing_breaks(tmp_path: Path, before: int, afte
                 if before > 1:  # what several share goes on where it stood
                     called = sum(ledger.entities.values())
                     assert abs(ledger.entities["a"] - 0.9 * called) <= 1
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+def test_the_check_notices_a_router_that_ends_before_the_next_one_begins(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path) as old:
+                async with load(old.port, clients=12, reuse=10) as ledger:
+                    await rig.until(lambda: ledger.statuses[200] > 0)
+                    assert await asyncio.to_thread(old.end) == 0
+                    seen = ledger.statuses[200]
+                    async with successor(tmp_path, replace=False, port=old.port) as starting:
+                        await starting
+                        await rig.until(lambda: ledger.statuses[200] > seen)
+                        assert ledger.refused
+                        assert ledger.failures()
 
     rig.run(body())
 

@@ -13,6 +13,7 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Credential, RoutingTable
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router import Router
+from servestate.runtime.router.table_watch import TableWatch
 from tests.router import rig
 from tests.router.rig import Rig, ask, config, read_answer, request, serving, write_table
 from tests.router.upstreams import Gate, Upstream, answer, entity, table
@@ -139,17 +140,32 @@ def test_a_bad_table_is_refused_and_the_old_one_serves(make, message: str) -> No
     rig.run(body())
 
 
+def start_with_and_without_a_table(folder: Path) -> None:
+    """Start routers on a good table, a damaged one and none."""
+    path = folder / "table.json"
+    write_table(path, table(entity("a", 100), version=5))
+    assert Router(config(folder)).report()["table_version"] == 5
+    path.write_text("damaged")
+    router = Router(config(folder))
+    assert router.report()["table_version"] == 5
+    assert "not JSON" in router.report()["table_error"]
+    path.unlink()
+    assert Router(config(folder)).report()["table_version"] == 5
+
+
 def test_it_starts_from_the_last_good_copy(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="SS602"):
         Router(config(tmp_path))
-    write_table(tmp_path / "table.json", table(entity("a", 100), version=5))
-    assert Router(config(tmp_path)).report()["table_version"] == 5
-    (tmp_path / "table.json").write_text("damaged")
-    router = Router(config(tmp_path))
-    assert router.report()["table_version"] == 5
-    assert "not JSON" in router.report()["table_error"]
-    (tmp_path / "table.json").unlink()
-    assert Router(config(tmp_path)).report()["table_version"] == 5
+    start_with_and_without_a_table(tmp_path)
+
+
+def test_the_check_notices_a_router_that_keeps_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TableWatch, "_keep_copy", lambda *_: None)
+    with pytest.raises(InvalidInput, match="SS602"):
+        start_with_and_without_a_table(tmp_path)
+    assert (tmp_path / "table.json").read_text() == "damaged", "it came as far as that"
 
 
 def test_secrets_are_resolved_at_start_or_named(tmp_path: Path) -> None:

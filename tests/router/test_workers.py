@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -344,15 +344,20 @@ _HANGS = """
 import os, sys, time
 where = os.environ["HANGS"]
 told = open(where).read() if os.path.exists(where) else ""
+def hang():
+    with open(where + ".hung", "a") as hung:
+        hung.write(".")
+    time.sleep(600)
 if told and "servestate.runtime.router.process.worker" in sys.orig_argv:
     if told == "at once":
-        time.sleep(600)
+        hang()
     from servestate.runtime.router.process.server import Router
-    async def hang(self, sockets):
-        time.sleep(600)
-    Router.start = hang
+    async def start(self, sockets):
+        hang()
+    Router.start = start
 """
-"""A worker that starts hangs `at once`, or `last` when it should begin; as that file says."""
+"""A worker that starts hangs `at once`, or `last` when it should begin; as that file says. Each that hangs
+leaves a dot beside it."""
 
 
 def hanging(folder: Path, when: str = "") -> dict[str, str]:
@@ -360,7 +365,16 @@ def hanging(folder: Path, when: str = "") -> dict[str, str]:
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(_HANGS)
     (folder / "hangs").write_text(when)
-    return {"PYTHONPATH": str(folder / "site"), "HANGS": str(folder / "hangs")}
+    path = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "HANGS": str(folder / "hangs")}
+
+
+def wait_for_hung(folder: Path, count: int) -> None:
+    """Return once so many workers have come to where they hang."""
+    end, dots = time.monotonic() + 20, folder / "hangs.hung"
+    while not dots.exists() or len(dots.read_text()) < count:
+        assert time.monotonic() < end, "the workers do not hang"
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -393,7 +407,7 @@ def test_the_end_does_not_wait_for_a_worker_that_hangs_at_its_start(
         first, other = workers_of(router)
         (tmp_path / "hangs").write_text(when_it_hangs)
         os.kill(first, signal.SIGKILL)
-        time.sleep(2)
+        wait_for_hung(tmp_path, 1)
         began = time.monotonic()
         assert router.end() == 0
         assert time.monotonic() - began < 1 + 5 + 2  # drain_s, the overtime, the machine's other work
@@ -408,6 +422,7 @@ def test_a_router_whose_workers_hang_does_not_start_and_can_be_ended(
     write_table(tmp_path / "table.json", table(entity("a", 100, DOWN)))
     environ = {**os.environ, **hanging(tmp_path, when_it_hangs)}
     for wait_s, code, said in ((2, 1, "it was killed: it was not ready within 2 s"), (60, 0, "")):
+        (tmp_path / "hangs.hung").unlink(missing_ok=True)
         given = json.dumps({"workers": 2, "worker_start_s": wait_s, "drain_s": 1})
         with subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(tmp_path), given],
@@ -417,7 +432,7 @@ def test_a_router_whose_workers_hang_does_not_start_and_can_be_ended(
             env=environ,
         ) as router:
             if not code:
-                time.sleep(3)
+                wait_for_hung(tmp_path, 2)
                 router.send_signal(signal.SIGTERM)
             out, err = router.communicate(timeout=20)
         assert (router.returncode, out) == (code, "")
@@ -425,47 +440,84 @@ def test_a_router_whose_workers_hang_does_not_start_and_can_be_ended(
         assert not list(tmp_path.glob("control*"))
 
 
+@dataclass(frozen=True)
+class Change:
+    """The table, its limits and the token by which all who ask are answered `(status, entity)`."""
+
+    version: int
+
+    @property
+    def token(self) -> str:
+        """Every tenth change takes the one before away."""
+        return f"t{self.version // 10}"
+
+    @property
+    def answers(self) -> set[tuple[int, str]]:
+        return {(200, "ab"[1 - self.version % 2])}
+
+    @property
+    def limited(self) -> bool:
+        """Whether one call is all that there is: then the answers may be refusals."""
+        return self.version % 25 == 0
+
+    def make(self, folder: Path, url: str) -> None:
+        turned = 100 * (self.version % 2)
+        shares = entity("a", turned, url), entity("b", 100 - turned, url)
+        limits = (Limit("endpoint", "", 1),) if self.limited else ()
+        write_table(folder / "table.json", table(*shares, version=self.version, limits=limits))
+        owner = {"user_name": "u", "rights": ["query"]}
+        write_keyring(folder / "access.json", keyring(**{self.token: owner}))
+
+
+async def unheeded(folder: Path, changes: int, **limits: float) -> list[str]:
+    """Make so many changes: what was still gone by two seconds after one, and nothing after that."""
+    connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def told(token: str) -> set[tuple[int, str]]:
+        for _, writer in connections:
+            writer.write(request(fields=bearer(token)))
+        answers = [await bounded(read_answer(reader)) for reader, _ in connections]
+        return {(got.status, got.fields.get("served-model-name", "")) for got in answers}
+
+    async with Upstream() as up:
+        Change(1).make(folder, up.url)
+        with launched(folder, workers=2, keyring=str(folder / "access.json"), **limits) as router:
+            try:
+                connections += [await connect(router.port) for _ in range(12)]
+                assert await told("t0") == {(200, "a")}
+                for change in map(Change, range(2, 2 + changes)):
+                    change.make(folder, up.url)
+                    began = time.monotonic()
+                    while (found := await told(change.token)) != change.answers:
+                        if change.limited and found == {(429, "")}:
+                            break
+                        if time.monotonic() - began > 2:
+                            return [f"{change}: {found}"]
+                    if change.version % 10 == 0:
+                        before = Change(change.version - 1).token
+                        if (found := await told(before)) != {(401, "")}:
+                            return [f"{change}: the token before it is told {found}"]
+            finally:
+                for _, writer in connections:
+                    writer.close()
+    return []
+
+
 @pytest.mark.slow
 def test_a_hundred_changes_reach_every_worker(tmp_path: Path) -> None:
     """Tables, limits and tokens: two seconds after a change nobody goes by what was before."""
 
     async def body() -> None:
-        async with Upstream() as up:
-            a, b = entity("a", 100, up.url), entity("b", 0, up.url)
-            keys = tmp_path / "access.json"
-            owner = {"user_name": "u", "rights": ["query"]}
-            write_table(tmp_path / "table.json", table(a, b))
-            write_keyring(keys, keyring(t0=owner))
-            with launched(tmp_path, workers=2, keyring=str(keys)) as router:
-                connections = [await connect(router.port) for _ in range(12)]
+        assert await unheeded(tmp_path, 100) == []
 
-                async def all_of(token: str) -> set[tuple[int, str]]:
-                    for _, writer in connections:
-                        writer.write(request(fields=bearer(token)))
-                    answers = [await bounded(read_answer(reader)) for reader, _ in connections]
-                    return {(a.status, a.fields.get("served-model-name", "")) for a in answers}
+    rig.run(body())
 
-                slowest = 0.0
-                for version in range(2, 102):
-                    turned = version % 2
-                    shares = replace(a, weight=100 * turned), replace(b, weight=100 - 100 * turned)
-                    new = table(*shares, version=version)
-                    token, wanted = f"t{version // 10}", {(200, "a" if turned else "b")}
-                    if version % 25 == 0:
-                        new = table(*shares, version=version, limits=(Limit("endpoint", "", 1),))
-                    write_table(tmp_path / "table.json", new)
-                    write_keyring(keys, keyring(**{token: owner}))
-                    began = time.monotonic()
-                    found: set[tuple[int, str]] = set()
-                    while found != wanted and not (version % 25 == 0 and found == {(429, "")}):
-                        found = await all_of(token)
-                        assert time.monotonic() - began < 2, (version, found, wanted)
-                    slowest = max(slowest, time.monotonic() - began)
-                    if version % 10 == 0:
-                        assert await all_of(f"t{version // 10 - 1}") == {(401, "")}
-                for _, writer in connections:
-                    writer.close()
-                assert slowest < 2
+
+@pytest.mark.slow
+def test_the_check_notices_workers_that_do_not_look(tmp_path: Path) -> None:
+    async def body() -> None:
+        (found,) = await unheeded(tmp_path, 1, table_poll_s=3600)
+        assert found == "Change(version=2): {(200, 'a')}"
 
     rig.run(body())
 
@@ -484,6 +536,23 @@ def test_a_hundred_tables_under_load_fail_nothing(tmp_path: Path) -> None:
                         await when(tmp_path, lambda told, v=version: told["table_version"] == v)
                 assert ledger.failures() == []
                 assert ledger.statuses[200] > 500
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+def test_the_check_notices_a_table_that_cannot_be_served(tmp_path: Path) -> None:
+    """One in the middle of the load that names nobody who is there."""
+
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path, workers=2) as router:
+                async with load(router.port, clients=8, reuse=50) as ledger:
+                    write_table(tmp_path / "table.json", table(entity("a", 100, DOWN), version=2))
+                    await when(tmp_path, lambda told: told["table_version"] == 2)
+                    await rig.until(lambda: ledger.statuses[503] > 0)
+                assert any("times 503" in failure for failure in ledger.failures())
 
     rig.run(body())
 
