@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import socket
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from servestate.runtime.router import proxy
 from servestate.runtime.router.http import upstream
 from tests.router import rig
-from tests.router.rig import Rig, read_answer, request, serving
+from tests.router.rig import QUICK, Rig, bounded, read_answer, request, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, table
 
 
@@ -132,17 +135,55 @@ def test_the_check_notices_a_router_that_repeats(monkeypatch: pytest.MonkeyPatch
     rig.run(body())
 
 
-def test_a_socket_that_died_unseen_is_not_written_to() -> None:
+def same_socket(writer: asyncio.StreamWriter) -> socket.socket:
+    """The socket itself, past the loop: what is done to it is done at once."""
+    return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+
+
+async def meet_dead_sockets(rounds: int, last_words: bytes) -> list[tuple[int, bytes]]:
+    """The answers to requests for each of which the loop finds the idle upstream's end, or what it says
+    unasked before that, only behind the request."""
+    limits, found = replace(QUICK, upstream_trust_s=0.0), []
+    async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        reader, writer = await r.connect()
+        writer.write(request())
+        assert (await read_answer(reader)).status == 200
+        for _ in range(rounds):
+            (idle,) = up.writers
+            with same_socket(writer) as asks, same_socket(idle) as dies:
+                asks.sendall(request())
+                if last_words:
+                    dies.sendall(last_words)
+                dies.shutdown(socket.SHUT_WR)
+            got = await bounded(read_answer(reader))
+            found.append((got.status, got.body))
+            await rig.until(lambda: len(up.writers) == 1)
+        writer.close()
+    return found
+
+
+GOOD = b'{"ok":true}'
+POISON = answer(b"POISON")
+
+
+@pytest.mark.parametrize("last_words", [b"", POISON], ids=["ended", "poisoned"])
+def test_a_socket_that_died_unseen_is_not_written_to(last_words: bytes) -> None:
     """Idle for longer than it is trusted, it is asked first; the request goes by a fresh one."""
 
     async def body() -> None:
-        from dataclasses import replace
+        assert await meet_dead_sockets(20, last_words) == [(200, GOOD)] * 20
 
-        limits = replace(rig.QUICK, upstream_trust_s=0.0)
-        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
-            for _ in range(50):
-                assert (await rig.ask(r, request())).status == 200
-                for writer in list(up.writers):
-                    writer.transport.abort()
+    rig.run(body())
+
+
+@pytest.mark.parametrize(("last_words", "status"), [(b"", 504), (POISON, 200)], ids=["ended", "poisoned"])
+def test_the_check_notices_a_router_that_does_not_ask(
+    last_words: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "_readable", lambda transport: False)
+
+    async def body() -> None:
+        ((found, content),) = await meet_dead_sockets(1, last_words)
+        assert (found, content == b"POISON") == (status, bool(last_words))
 
     rig.run(body())
