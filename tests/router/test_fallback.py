@@ -153,7 +153,7 @@ def test_a_pause_that_fits_the_deadline_is_waited_out_once() -> None:
 
 def test_a_pause_ends_when_the_client_leaves() -> None:
     async def body() -> None:
-        asks = answer(b"{}", "503 Service Unavailable", "Retry-After: 2\r\n")
+        asks = answer(b"{}", "503 Service Unavailable", "Retry-After: 1\r\n")
         async with (
             Upstream(says(asks)) as up,
             serving(table(entity("a", 100, up.url), traffic=FALLS_BACK)) as r,
@@ -163,7 +163,7 @@ def test_a_pause_ends_when_the_client_leaves() -> None:
             await rig.until(lambda: len(up.received) == 1)
             writer.transport.abort()
             await in_flight_is_over(r)
-            await asyncio.sleep(2.2)
+            await asyncio.sleep(1.2)
             assert len(up.received) == 1, "nothing is tried for nobody"
 
     rig.run(body())

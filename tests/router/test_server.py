@@ -86,7 +86,7 @@ def test_a_port_that_is_taken_and_a_control_socket_in_use(tmp_path: Path) -> Non
 def test_a_process_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
     write_table(tmp_path / "table.json", table(entity("a", 100)))
     with (
-        launched(tmp_path) as router,
+        launched(tmp_path, farewell_s=0.1) as router,
         socket.create_connection(("127.0.0.1", router.port)) as sock,
     ):
         sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
