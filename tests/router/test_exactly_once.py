@@ -8,11 +8,12 @@ import os
 import random
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from servestate.runtime.router import proxy
+from servestate.runtime.router import Limits, proxy
 from servestate.runtime.router.http import upstream
 from tests.router import rig
 from tests.router.rig import QUICK, Rig, bounded, read_answer, request, serving
@@ -135,15 +136,18 @@ def test_the_check_notices_a_router_that_repeats(monkeypatch: pytest.MonkeyPatch
     rig.run(body())
 
 
+Dying = Callable[[socket.socket, socket.socket], None]
+"""Writes a request to the first socket, and has the second end."""
+
+
 def same_socket(writer: asyncio.StreamWriter) -> socket.socket:
     """The socket itself, past the loop: what is done to it is done at once."""
     return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
 
 
-async def meet_dead_sockets(rounds: int, last_words: bytes) -> list[tuple[int, bytes]]:
-    """The answers to requests for each of which the loop finds the idle upstream's end, or what it says
-    unasked before that, only behind the request."""
-    limits, found = replace(QUICK, upstream_trust_s=0.0), []
+async def meet_dead_sockets(rounds: int, dying: Dying, limits: Limits) -> list[tuple[int, bytes]]:
+    """The answers to requests, each of which the loop finds together with the idle upstream's end."""
+    found = []
     async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
         reader, writer = await r.connect()
         writer.write(request())
@@ -151,10 +155,7 @@ async def meet_dead_sockets(rounds: int, last_words: bytes) -> list[tuple[int, b
         for _ in range(rounds):
             (idle,) = up.writers
             with same_socket(writer) as asks, same_socket(idle) as dies:
-                asks.sendall(request())
-                if last_words:
-                    dies.sendall(last_words)
-                dies.shutdown(socket.SHUT_WR)
+                dying(asks, dies)
             got = await bounded(read_answer(reader))
             found.append((got.status, got.body))
             await rig.until(lambda: len(up.writers) == 1)
@@ -162,28 +163,47 @@ async def meet_dead_sockets(rounds: int, last_words: bytes) -> list[tuple[int, b
     return found
 
 
+def ends_before(asks: socket.socket, dies: socket.socket) -> None:
+    dies.shutdown(socket.SHUT_WR)
+    asks.sendall(request())
+
+
+def ends_behind(asks: socket.socket, dies: socket.socket) -> None:
+    asks.sendall(request())
+    dies.shutdown(socket.SHUT_WR)
+
+
+def poisons(asks: socket.socket, dies: socket.socket) -> None:
+    asks.sendall(request())
+    dies.sendall(answer(b"POISON"))
+    dies.shutdown(socket.SHUT_WR)
+
+
 GOOD = b'{"ok":true}'
-POISON = answer(b"POISON")
+DISTRUSTS = replace(QUICK, upstream_trust_s=0.0)
 
 
-@pytest.mark.parametrize("last_words", [b"", POISON], ids=["ended", "poisoned"])
-def test_a_socket_that_died_unseen_is_not_written_to(last_words: bytes) -> None:
-    """Idle for longer than it is trusted, it is asked first; the request goes by a fresh one."""
+@pytest.mark.parametrize(
+    ("dying", "limits"), [(ends_before, QUICK), (ends_behind, DISTRUSTS), (poisons, DISTRUSTS)]
+)
+def test_a_socket_that_died_unseen_is_not_written_to(dying: Dying, limits: Limits) -> None:
+    """One that is closing never; idle for longer than it is trusted, it is asked first. The request goes by
+    a fresh one."""
 
     async def body() -> None:
-        assert await meet_dead_sockets(20, last_words) == [(200, GOOD)] * 20
+        assert await meet_dead_sockets(20, dying, limits) == [(200, GOOD)] * 20
 
     rig.run(body())
 
 
-@pytest.mark.parametrize(("last_words", "status"), [(b"", 504), (POISON, 200)], ids=["ended", "poisoned"])
+@pytest.mark.parametrize(("dying", "outcome"), [(ends_behind, (504, False)), (poisons, (200, True))])
 def test_the_check_notices_a_router_that_does_not_ask(
-    last_words: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+    dying: Dying, outcome: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "_readable", lambda transport: False)
 
     async def body() -> None:
-        ((found, content),) = await meet_dead_sockets(1, last_words)
-        assert (found, content == b"POISON") == (status, bool(last_words))
+        ((status, content),) = await meet_dead_sockets(1, dying, DISTRUSTS)
+        assert (status, content == b"POISON") == outcome
 
     rig.run(body())
