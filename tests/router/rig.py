@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,10 +36,21 @@ def chat(text: str = "hi", **more: Any) -> bytes:
     return json.dumps({"model": "chat-ep", "messages": [{"role": "user", "content": text}], **more}).encode()
 
 
-def run(body: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine on the loop that the router uses."""
+def run(body: Coroutine[Any, Any, None], *, spoilt: bool = False) -> None:
+    """Run a test's coroutine on the loop that the router uses. What is raised where nobody catches it, in the
+    callback of a connection or in a task, fails the test too: the loop by itself would log it and go on.
+    `spoilt`: the test has taken something out of the router, which may well raise for the lack of it."""
+    unhandled: list[str] = []
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        said = traceback.format_exception(error) if error is not None else []
+        unhandled.append("".join([context["message"], "\n", *said]))
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(note)
         runner.run(body)
+    assert spoilt or not unhandled, unhandled[0]
 
 
 def write_table(path: Path, table: RoutingTable) -> None:

@@ -74,7 +74,7 @@ def test_the_check_notices_a_router_that_does_not_cancel(monkeypatch: pytest.Mon
             with pytest.raises(AssertionError, match="did not happen"):
                 await rig.until(lambda: up.open == 0, within=0.2)
 
-    rig.run(body())
+    rig.run(body(), spoilt=True)
 
 
 def test_leaving_while_the_connection_is_being_made() -> None:

@@ -222,7 +222,7 @@ class Upstream:
         try:
             done, _ = await asyncio.wait({script, watch}, return_when=asyncio.FIRST_COMPLETED)
             if script in done:
-                script.result()
+                _result(script, writer)
                 with suppress(ConnectionError):
                     await writer.drain()
                 if writer.is_closing():
@@ -233,6 +233,16 @@ class Upstream:
             script.cancel()
             watch.cancel()
             await asyncio.gather(script, watch, return_exceptions=True)
+
+
+def _result(script: asyncio.Future[None], writer: asyncio.StreamWriter) -> None:
+    """Raise what the script has raised, ConnectionResetError where it wrote to a closed connection."""
+    try:
+        script.result()
+    except RuntimeError:  # uvloop's word for it
+        if not writer.transport.is_closing():
+            raise
+        raise ConnectionResetError from None
 
 
 @contextmanager
