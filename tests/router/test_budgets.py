@@ -237,7 +237,7 @@ def test_no_more_files(foreseen: bool) -> None:
             assert await keeps_serving(friend)
             if not foreseen:
                 most = r.files() + 20
-                resource.prlimit(r.process.pid, resource.RLIMIT_NOFILE, (most, most))
+                resource.prlimit(r.pid, resource.RLIMIT_NOFILE, (most, most))
             try:
                 async with idle_sockets(r.port, 500) as sockets:
                     # All but the few that there is room for are told so, or dropped.
@@ -280,7 +280,7 @@ def test_the_check_notices_an_accept_loop_that_spins() -> None:
         )
         try:
             assert process.stdout is not None
-            spinning = Apart(process, int(await bounded(process.stdout.readline())), Path())
+            spinning = Apart(process.pid, int(await bounded(process.stdout.readline())), Path())
             friend = await spinning.connect()
             assert await keeps_serving(friend)
             async with idle_sockets(spinning.port, 100):
