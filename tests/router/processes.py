@@ -136,6 +136,16 @@ async def serves_again(port: int, within_s: float = 1.0) -> None:
         assert time.monotonic() < end, "nobody new is served"
 
 
+async def refuses(port: int) -> None:
+    """Return once nobody listens on that port any more."""
+    async with asyncio.timeout(5):
+        with suppress(ConnectionRefusedError):
+            while True:
+                _, writer = await connect(port)
+                writer.close()
+                await asyncio.sleep(0.01)
+
+
 def status(folder: Path) -> dict[str, Any]:
     """What the router says on its control socket. Raises OSError, and ValueError for what is no status."""
     return json.loads(control(folder, "/status"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router import Router
 from tests.router import rig
-from tests.router.processes import connect, launched
+from tests.router.processes import connect, launched, refuses
 from tests.router.rig import (
     QUICK,
     Answer,
@@ -219,16 +218,6 @@ def test_a_request_on_its_way_when_the_end_begins_is_still_answered() -> None:
             await rig.bounded(stopping)
 
     rig.run(body())
-
-
-async def refuses(port: int) -> None:
-    """Return once nobody listens on that port any more."""
-    async with asyncio.timeout(5):
-        with suppress(ConnectionRefusedError):
-            while True:
-                _, writer = await connect(port)
-                writer.close()
-                await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -24,7 +24,18 @@ from servestate.providers.protocol import TransientError
 from servestate.runtime.keyring import write_keyring
 from servestate.runtime.router_link import ControlSocket, router_status
 from tests.router import rig
-from tests.router.processes import PROGRAM, Process, ask, connect, control, launched, load, status, when
+from tests.router.processes import (
+    PROGRAM,
+    Process,
+    ask,
+    connect,
+    control,
+    launched,
+    load,
+    refuses,
+    status,
+    when,
+)
 from tests.router.rig import bearer, bounded, keyring, read_answer, request, write_table
 from tests.router.upstreams import DOWN, Gate, Upstream, entity, table
 
@@ -131,14 +142,15 @@ def test_a_killed_worker_is_replaced_and_no_other_connection_suffers(tmp_path: P
                 for index in (0, 1):
                     before = await when(tmp_path, lambda told: all_ready(told, 2))
                     async with load(router.port, clients=16, reuse=5) as ledger:
-                        await asyncio.sleep(0.3)
+                        await rig.until(lambda seen=ledger.statuses: seen[200] > 100)
                         victim = before["workers"][index]["pid"]
                         broken = len(ledger.broken)
                         os.kill(victim, signal.SIGKILL)
                         killed = time.monotonic()
                         after = await when(tmp_path, lambda told, v=victim: all_ready(told, 2, v))
                         assert time.monotonic() - killed < 1.5  # 1 s, and the machine's other work
-                        await asyncio.sleep(0.5)
+                        enough = ledger.statuses[200] + 200
+                        await rig.until(lambda seen=ledger.statuses, most=enough: seen[200] > most)
                     assert after["workers"][1 - index]["pid"] == before["workers"][1 - index]["pid"]
                     assert (broken, ledger.refused, set(ledger.statuses)) == (0, [], {200})
                     # Each of the 16 clients had at most one connection with the worker that died.
@@ -245,7 +257,7 @@ def test_signals_to_the_whole_group_end_it_in_order(tmp_path: Path) -> None:
                 await rig.until(lambda: len(up.received) == 8)
                 for pid in (*workers_of(router), router.pid):
                     os.kill(pid, signal.SIGTERM)
-                await asyncio.sleep(0.2)
+                await refuses(router.port)
                 gate.open()
                 answers = [await call for call in calls]
                 assert {(a.status, a.fields["connection"]) for a in answers} == {(200, "close")}
