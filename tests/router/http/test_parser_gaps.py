@@ -211,7 +211,9 @@ def test_m2_an_answer_that_nobody_asked_for_drops_its_connection() -> None:
 @pytest.mark.parametrize("status", [b"000", b"099", b"600", b"999"])
 def test_m2_such_a_status_is_none(status: bytes) -> None:
     async def body() -> None:
-        assert (await asked(answer().replace(b"200", status, 1))).status == 500
+        got = await asked(answer().replace(b"200", status, 1))
+        assert got.status == 500
+        assert f"its status is {int(status)}" in got.json()["error"]["message"]
 
     rig.run(body())
 
