@@ -94,6 +94,18 @@ class Rig:
 
 
 @asynccontextmanager
+async def running(config: RouterConfig) -> AsyncIterator[Router]:
+    """A router in this loop, less the process around it; whatever still runs at the end is cut off."""
+    router = Router(config)
+    await router.start(open_all((config.host, config.port), config.management))
+    try:
+        yield router
+    finally:
+        router.abort()
+        await router.stop()
+
+
+@asynccontextmanager
 async def serving(
     table: RoutingTable,
     limits: Limits = QUICK,
@@ -121,17 +133,14 @@ async def serving(
             api_path=api,
             keyring_path=keys,
         )
-        router = Router(config)
-        await router.start(open_all((config.host, config.port), config.management))
-        control = await asyncio.get_running_loop().create_unix_server(
-            lambda: ControlConnection(_Reports(router), limits), sock=control_socket(config.control_path)
-        )
-        try:
-            yield Rig(router, config)
-        finally:
-            router.abort()
-            await router.stop()
-            control.close()
+        async with running(config) as router:
+            control = await asyncio.get_running_loop().create_unix_server(
+                lambda: ControlConnection(_Reports(router), limits), sock=control_socket(config.control_path)
+            )
+            try:
+                yield Rig(router, config)
+            finally:
+                control.close()
 
 
 @dataclass(frozen=True)
