@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -231,6 +232,12 @@ async def _read_body(
         return body + error.partial, False
     except ConnectionError:
         return body, False
+
+
+def past_the_loop(writer: asyncio.StreamWriter) -> socket.socket:
+    """The socket itself, to be closed by the caller: what is done to several of them without a wait is found
+    by the loop all at once, in that order."""
+    return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
 
 
 async def rest_of(reader: asyncio.StreamReader) -> bytes:

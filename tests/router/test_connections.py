@@ -20,6 +20,7 @@ from tests.router.rig import (
     Rig,
     ask,
     bounded,
+    past_the_loop,
     read_answer,
     request,
     serving,
@@ -91,6 +92,34 @@ def test_pipelined_requests_are_answered_in_order(count: int, pieces: int) -> No
             found = [mark_of(await bounded(read_answer(reader))) for _ in range(count)]
             assert found == [f"mark-{number}" for number in range(count)]
             assert (most, len(up.received)) == (1, count)
+            writer.close()
+
+    rig.run(body())
+
+
+def test_requests_that_come_together_with_an_answer_wait_their_turn() -> None:
+    """One is read already, and to be taken on at the loop's next turn, when more come in this one."""
+
+    async def body() -> None:
+        answered = asyncio.Event()
+
+        async def script(received: Received, writer: asyncio.StreamWriter) -> None:
+            if answered.is_set():
+                writer.write(answer(received.body))
+            await answered.wait()
+
+        async with Upstream(script) as up, serving(table(entity("a", 100, up.url))) as r:
+            reader, writer = await r.connect()
+            writer.write(marked(0) + marked(1))
+            await until(lambda: len(up.received) == 1)
+            (busy,) = up.writers
+            with past_the_loop(busy) as engine, past_the_loop(writer) as client:
+                engine.sendall(answer(up.received[0].body))
+                client.sendall(marked(2) + marked(3))
+            answered.set()
+            found = [mark_of(await bounded(read_answer(reader), 2)) for _ in range(4)]
+            assert found == [f"mark-{number}" for number in range(4)]
+            assert (len(up.received), r.inflight()) == (4, 0)
             writer.close()
 
     rig.run(body())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import socket
 from collections import Counter
@@ -16,7 +15,7 @@ import pytest
 from servestate.runtime.router import Limits, proxy
 from servestate.runtime.router.http import upstream
 from tests.router import rig
-from tests.router.rig import QUICK, Rig, bounded, read_answer, request, serving
+from tests.router.rig import QUICK, Rig, bounded, past_the_loop, read_answer, request, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, table
 
 
@@ -140,11 +139,6 @@ Dying = Callable[[socket.socket, socket.socket], None]
 """Writes a request to the first socket, and has the second end."""
 
 
-def same_socket(writer: asyncio.StreamWriter) -> socket.socket:
-    """The socket itself, past the loop: what is done to it is done at once."""
-    return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
-
-
 async def meet_dead_sockets(rounds: int, dying: Dying, limits: Limits) -> list[tuple[int, bytes]]:
     """The answers to requests, each of which the loop finds together with the idle upstream's end."""
     found = []
@@ -154,7 +148,7 @@ async def meet_dead_sockets(rounds: int, dying: Dying, limits: Limits) -> list[t
         assert (await read_answer(reader)).status == 200
         for _ in range(rounds):
             (idle,) = up.writers
-            with same_socket(writer) as asks, same_socket(idle) as dies:
+            with past_the_loop(writer) as asks, past_the_loop(idle) as dies:
                 dying(asks, dies)
             got = await bounded(read_answer(reader))
             found.append((got.status, got.body))
