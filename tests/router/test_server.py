@@ -164,6 +164,24 @@ def test_too_many_connections_are_told_so() -> None:
     rig.run(body())
 
 
+def test_too_many_requests_under_way_are_told_so() -> None:
+    async def body() -> None:
+        gate, limits = Gate(), replace(QUICK, inflight=3)
+        async with Upstream(gate) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            running = [asyncio.create_task(ask(r, request())) for _ in range(3)]
+            await rig.until(lambda: len(up.received) == 3)
+            got = await ask(r, request())
+            assert (got.status, got.fields["retry-after"]) == (503, "1")
+            assert not got.closed, "it may ask again on this connection"
+            assert (await ask(r, request(b"", "/v1/models", method="GET"))).status == 200, "no model is asked"
+            gate.open()
+            assert [(await one).status for one in running] == [200] * 3
+            assert (await ask(r, request())).status == 200
+            assert len(up.received) == 4
+
+    rig.run(body())
+
+
 def test_a_client_that_expects_100_gets_it() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
