@@ -253,6 +253,8 @@ def test_a_stream_ends_whole_before_the_process_does(tmp_path: Path, workers: in
                     await rig.bounded(reader.readuntil(b'"x"'))
                     router.process.send_signal(signal.SIGTERM)
                     await refuses(router.port)
+                    with pytest.raises(ConnectionRefusedError):
+                        await connect(router.port)
                     assert router.process.poll() is None
                     if signals == 1:
                         gate.open()
