@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import subprocess
 import sys
@@ -16,8 +15,7 @@ import pytest
 
 from servestate.planner.table import Traffic
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import Router, RouterConfig
-from servestate.runtime.router.process.listen import open_all
+from servestate.runtime.router import RouterConfig
 from servestate.runtime.router.proxy import Exchange
 from servestate.runtime.router.records.access_log import AccessLog
 from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
@@ -60,17 +58,14 @@ async def load(folder: Path, urls: list[str], traffic: Traffic, order: str) -> E
     config = RouterConfig(
         folder / "table.json", folder / "control.sock", "127.0.0.1", 0, EnvSecrets({}), books=books
     )
-    router = Router(config)
-    await router.start(open_all((config.host, config.port), None))
     book = Book()
     began = time.monotonic()
-    port = int(router.url.rpartition(":")[2])
-    async with Crowd("127.0.0.1", port, book, "t", "t", random.Random(1), count=8, spares=0) as crowd:
-        crowd.mood.orders += [order] * ORDERS
-        while len(book.outcomes) < ENOUGH or crowd.mood.orders:
-            await asyncio.sleep(0.01)
-    counted = sum(sample[1] for sample in router.snapshot()["servestate_requests_total"])
-    await router.stop()
+    async with rig.running(config) as router:
+        port = int(router.url.rpartition(":")[2])
+        async with Crowd("127.0.0.1", port, book, "t", "t", random.Random(1), count=8, spares=0) as crowd:
+            crowd.mood.orders += [order] * ORDERS
+            await rig.until(lambda: len(book.outcomes) >= ENOUGH and not crowd.mood.orders, within=30)
+        counted = sum(sample[1] for sample in router.snapshot()["servestate_requests_total"])
     Tail(folder / "logs").into(book)
     executed = Counter(
         int(line) for path in (folder / "records").iterdir() for line in path.read_text().splitlines()

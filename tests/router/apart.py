@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,30 +14,17 @@ from typing import Any
 
 from servestate.planner.table import RoutingTable
 from servestate.runtime.router import Limits
+from tests.router.processes import launched, status
 from tests.router.rig import write_table
 
-PROGRAM = """
-import json, os, resource, sys
-from pathlib import Path
-from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import Limits, RouterConfig, run
-folder, limits, files = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-if files:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-config = RouterConfig(
-    table_path=folder / "table.json", control_path=folder / "control.sock", host="127.0.0.1", port=0,
-    secrets=EnvSecrets(os.environ), limits=Limits(**limits),
-)
-sys.exit(run(config, lambda url: print(url, flush=True)))
-"""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Apart:
     """The process, and where it listens."""
 
-    process: asyncio.subprocess.Process
+    pid: int
     port: int
     folder: Path
 
@@ -58,24 +43,19 @@ class Apart:
 
     def processor_s(self) -> float:
         """Seconds of processor time used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def files(self) -> int:
         """Open file descriptors."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     async def report(self) -> dict[str, Any]:
         """What the control socket answers to `GET /status`."""
-        reader, writer = await asyncio.open_unix_connection(self.folder / "control.sock")
-        writer.write(b"GET /status HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        raw = await reader.read()
-        writer.close()
-        found: dict[str, Any] = json.loads(raw.partition(b"\r\n\r\n")[2])
-        return found
+        return await asyncio.to_thread(status, self.folder)
 
     def _status(self, name: str) -> int:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1]) * 1024
         raise LookupError(name)
@@ -94,16 +74,11 @@ async def apart(table: RoutingTable, limits: Limits | None = None, files: int = 
     with tempfile.TemporaryDirectory(prefix="ss-apart-") as name:
         folder = Path(name)
         write_table(folder / "table.json", table)
-        given = json.dumps(_changed(limits or Limits()))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, name, given, str(files), stdout=asyncio.subprocess.PIPE
-        )
+        given = {**_changed(limits or Limits()), **({"files": files} if files else {})}
+        running = launched(folder, **given)
+        router = await asyncio.to_thread(running.__enter__)
         try:
-            assert process.stdout is not None
-            url = await asyncio.wait_for(process.stdout.readline(), 30)
-            yield Apart(process, int(url.rsplit(b":", 1)[1]), folder)
-            assert process.returncode is None, "the router ended by itself"
+            yield Apart(router.pid, router.port, folder)
+            assert router.process.poll() is None, "the router ended by itself"
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await asyncio.to_thread(running.__exit__, None, None, None)

@@ -12,10 +12,9 @@ from typing import Any
 from servestate.planner.table import RoutingTable
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.keyring import Keyring, write_keyring
-from servestate.runtime.router import Limits, Router, RouterConfig
-from servestate.runtime.router.process.listen import open_all
+from servestate.runtime.router import Limits, RouterConfig
 from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
-from tests.router.rig import QUICK, Rig, until, write_table
+from tests.router.rig import QUICK, Rig, running, until, write_table
 
 
 @dataclass
@@ -70,10 +69,5 @@ async def keeping(
         keyring_path=keys if keyring is not None else None,
         books=BooksConfig(AccessLogConfig(folder / "log" / "access.jsonl"), folder, otlp),
     )
-    router = Router(config)
-    await router.start(open_all((config.host, config.port), config.management))
-    try:
+    async with running(config) as router:
         yield KeepingRig(router, config, folder)
-    finally:
-        router.abort()
-        await router.stop()

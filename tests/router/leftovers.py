@@ -8,13 +8,13 @@ from tests.router.rig import Rig, until
 from tests.router.upstreams import Upstream
 
 
-async def nothing_is_left(r: Rig, *upstreams: Upstream) -> None:
+async def nothing_is_left(r: Rig, *upstreams: Upstream, within: float = 5.0) -> None:
     """Wait until nothing runs: no request, no copy, no task but the test's and those of its `upstreams`, and
     no socket but the idle ones of the pools."""
-    await until(lambda: r.inflight() == 0 and _copies(r) == 0)
-    await until(lambda: not r.router.desk.clients)
-    await until(lambda: sum(up.open for up in upstreams) == _idle(r))
-    await until(lambda: not _tasks_of_the_router())
+    await until(lambda: r.inflight() == 0 and _copies(r) == 0, within)
+    await until(lambda: not r.router.desk.clients, within)
+    await until(lambda: sum(up.open for up in upstreams) == _idle(r), within)
+    await until(lambda: not _tasks_of_the_router(), within)
 
 
 def _copies(r: Rig) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.router.rig import Answer, read_answer, request
+from tests.router.rig import Answer, bounded, read_answer, request, until
 
 PROGRAM = """
 import json, os, resource, sys
@@ -108,6 +108,41 @@ def launched(folder: Path, environ: dict[str, str] | None = None, **given: Any) 
                 pipe.close()
 
 
+async def connect(
+    port: int, tls: ssl.SSLContext | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a router on this machine, over TLS to one called localhost."""
+    name = "localhost" if tls else None
+    return await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
+
+
+async def ask(port: int, data: bytes = b"", tls: ssl.SSLContext | None = None) -> Answer:
+    """One request on a connection of its own: `data`, or a chat."""
+    reader, writer = await connect(port, tls)
+    writer.write(data or request())
+    try:
+        return await bounded(read_answer(reader))
+    finally:
+        writer.close()
+
+
+async def serves_again(port: int, within_s: float = 1.0) -> None:
+    """Return once somebody new is answered."""
+    end = time.monotonic() + within_s
+    while True:
+        with suppress(OSError):
+            if (await ask(port)).status == 200:
+                return
+        assert time.monotonic() < end, "nobody new is served"
+
+
+async def refuses(port: int) -> None:
+    """Return once nobody listens on that port, as the system tells (proc(5)): whoever asked by connecting
+    could be reset by the very end that is waited for."""
+    listening = f":{port:04X} 00000000:0000 0A "
+    await until(lambda: listening not in Path("/proc/net/tcp").read_text())
+
+
 def status(folder: Path) -> dict[str, Any]:
     """What the router says on its control socket. Raises OSError, and ValueError for what is no status."""
     return json.loads(control(folder, "/status"))
@@ -149,6 +184,11 @@ class Ledger:
     refused: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     slowest: float = 0.0
+
+    def failures(self) -> list[str]:
+        """Whatever was no whole answer with status 200, and that there was none at all."""
+        others = [f"{count} times {status}" for status, count in self.statuses.items() if status != 200]
+        return [*self.refused, *self.broken, *others, *([] if self.statuses[200] else ["nothing was served"])]
 
     def note(self, answer: Answer, began: float) -> None:
         """Enter an answer."""

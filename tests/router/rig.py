@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,10 +37,21 @@ def chat(text: str = "hi", **more: Any) -> bytes:
     return json.dumps({"model": "chat-ep", "messages": [{"role": "user", "content": text}], **more}).encode()
 
 
-def run(body: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine on the loop that the router uses."""
+def run(body: Coroutine[Any, Any, None], *, spoilt: bool = False) -> None:
+    """Run a test's coroutine on the loop that the router uses. What is raised where nobody catches it, in the
+    callback of a connection or in a task, fails the test too: the loop by itself would log it and go on.
+    `spoilt`: the test has taken something out of the router, which may well raise for the lack of it."""
+    unhandled: list[str] = []
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        said = traceback.format_exception(error) if error is not None else []
+        unhandled.append("".join([context["message"], "\n", *said]))
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(note)
         runner.run(body)
+    assert spoilt or not unhandled, unhandled[0]
 
 
 def write_table(path: Path, table: RoutingTable) -> None:
@@ -82,6 +95,18 @@ class Rig:
 
 
 @asynccontextmanager
+async def running(config: RouterConfig) -> AsyncIterator[Router]:
+    """A router in this loop, less the process around it; whatever still runs at the end is cut off."""
+    router = Router(config)
+    await router.start(open_all((config.host, config.port), config.management))
+    try:
+        yield router
+    finally:
+        router.abort()
+        await router.stop()
+
+
+@asynccontextmanager
 async def serving(
     table: RoutingTable,
     limits: Limits = QUICK,
@@ -109,17 +134,14 @@ async def serving(
             api_path=api,
             keyring_path=keys,
         )
-        router = Router(config)
-        await router.start(open_all((config.host, config.port), config.management))
-        control = await asyncio.get_running_loop().create_unix_server(
-            lambda: ControlConnection(_Reports(router), limits), sock=control_socket(config.control_path)
-        )
-        try:
-            yield Rig(router, config)
-        finally:
-            router.abort()
-            await router.stop()
-            control.close()
+        async with running(config) as router:
+            control = await asyncio.get_running_loop().create_unix_server(
+                lambda: ControlConnection(_Reports(router), limits), sock=control_socket(config.control_path)
+            )
+            try:
+                yield Rig(router, config)
+            finally:
+                control.close()
 
 
 @dataclass(frozen=True)
@@ -148,14 +170,15 @@ def service(config: RouterConfig) -> Service:
 
 @dataclass
 class Answer:
-    """An answer as it came. `whole`: its framing says that nothing is missing."""
+    """An answer as it came. `whole`: its framing says that nothing is missing. Of fields that came twice
+    `fields` has the last; `head` has them all."""
 
     status: int
     fields: dict[str, str]
     body: bytes
     whole: bool
     closed: bool
-    surplus: bytes = b""
+    head: bytes = b""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -184,7 +207,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     fields = {n.lower(): v for n, _, v in (line.partition(": ") for line in lines[1:])}
     body, whole = await _read_body(reader, status, fields)
     closed = reader.at_eof() or fields.get("connection") == "close" or not whole
-    return Answer(status, fields, body, whole, closed)
+    return Answer(status, fields, body, whole, closed, head)
 
 
 async def _read_body(
@@ -209,6 +232,20 @@ async def _read_body(
         return body + error.partial, False
     except ConnectionError:
         return body, False
+
+
+def past_the_loop(writer: asyncio.StreamWriter) -> socket.socket:
+    """The socket itself, to be closed by the caller: what is done to several of them without a wait is found
+    by the loop all at once, in that order."""
+    return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+
+
+async def rest_of(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end, however that comes."""
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
 
 
 async def ask(rig: Rig, data: bytes, port: int = 0) -> Answer:

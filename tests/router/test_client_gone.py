@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from servestate.runtime.router.proxy import Exchange
 from tests.router import rig
 from tests.router.rig import CHAT, Rig, request, serving
-from tests.router.upstreams import Received, Upstream, chunk, entity, sse_head, table
+from tests.router.upstreams import Received, Upstream, chunk, deaf, entity, sse_head, table
 
 STAGES = ("head", "body", "first token", "mid-stream", "json")
 
@@ -73,22 +74,15 @@ def test_the_check_notices_a_router_that_does_not_cancel(monkeypatch: pytest.Mon
             with pytest.raises(AssertionError, match="did not happen"):
                 await rig.until(lambda: up.open == 0, within=0.2)
 
-    rig.run(body())
+    rig.run(body(), spoilt=True)
 
 
 def test_leaving_while_the_connection_is_being_made() -> None:
     """Nobody accepts: the upstream's queue is full, so connecting takes for ever."""
 
     async def body() -> None:
-        import socket
-
-        with socket.socket() as deaf, socket.socket() as filler:
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            filler.setblocking(False)
-            filler.connect_ex(deaf.getsockname())
-            port = deaf.getsockname()[1]
-            async with serving(table(entity("current", 100, f"http://127.0.0.1:{port}"))) as r:
+        with deaf() as url:
+            async with serving(table(entity("current", 100, url))) as r:
                 for _ in range(5):
                     _, writer = await r.connect()
                     writer.write(request())
@@ -103,8 +97,6 @@ def test_a_client_that_does_not_read_stops_the_upstream_and_then_goes() -> None:
     """Back-pressure: the router holds a bounded part of an endless answer, and not for ever."""
 
     async def body() -> None:
-        from dataclasses import replace
-
         sent = 0
 
         async def flood(received: Received, writer: asyncio.StreamWriter) -> None:

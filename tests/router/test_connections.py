@@ -7,12 +7,10 @@ import gzip
 import json
 import socket
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import Limits, RouterConfig
+from servestate.runtime.router import Limits
 from servestate.runtime.router import client as client_module
 from tests.router import rig
 from tests.router.rig import (
@@ -22,19 +20,27 @@ from tests.router.rig import (
     Rig,
     ask,
     bounded,
+    past_the_loop,
     read_answer,
     request,
     serving,
     until,
-    write_table,
 )
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, hangs, says, sse_head, table
+from tests.router.upstreams import (
+    Received,
+    Upstream,
+    answer,
+    breaks,
+    chunk,
+    echo,
+    entity,
+    hangs,
+    says,
+    sse_head,
+    table,
+)
 
 EXPECT = "Expect: 100-continue\r\n"
-
-
-async def echo(received: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(answer(received.body))
 
 
 def marked(number: int) -> bytes:
@@ -86,6 +92,34 @@ def test_pipelined_requests_are_answered_in_order(count: int, pieces: int) -> No
             found = [mark_of(await bounded(read_answer(reader))) for _ in range(count)]
             assert found == [f"mark-{number}" for number in range(count)]
             assert (most, len(up.received)) == (1, count)
+            writer.close()
+
+    rig.run(body())
+
+
+def test_requests_that_come_together_with_an_answer_wait_their_turn() -> None:
+    """One is read already, and to be taken on at the loop's next turn, when more come in this one."""
+
+    async def body() -> None:
+        answered = asyncio.Event()
+
+        async def script(received: Received, writer: asyncio.StreamWriter) -> None:
+            if answered.is_set():
+                writer.write(answer(received.body))
+            await answered.wait()
+
+        async with Upstream(script) as up, serving(table(entity("a", 100, up.url))) as r:
+            reader, writer = await r.connect()
+            writer.write(marked(0) + marked(1))
+            await until(lambda: len(up.received) == 1)
+            (busy,) = up.writers
+            with past_the_loop(busy) as engine, past_the_loop(writer) as client:
+                engine.sendall(answer(up.received[0].body))
+                client.sendall(marked(2) + marked(3))
+            answered.set()
+            found = [mark_of(await bounded(read_answer(reader), 2)) for _ in range(4)]
+            assert found == [f"mark-{number}" for number in range(4)]
+            assert (len(up.received), r.inflight()) == (4, 0)
             writer.close()
 
     rig.run(body())
@@ -244,11 +278,6 @@ def test_a_stream_that_breaks_does_not_look_whole_to_http_1_0() -> None:
     """Its framing is the end of the connection: only a reset tells that something is missing."""
 
     async def body() -> None:
-        async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
-            await writer.drain()
-            writer.transport.abort()
-
         async with Upstream(breaks) as up, serving(table(entity("a", 100, up.url))) as r:
             reader, writer = await r.connect()
             writer.write(request().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
@@ -278,37 +307,6 @@ def test_a_large_body_that_waited_reaches_the_replica_that_is_there() -> None:
                     assert (got.status, got.body == raw) == (200, True)
                     writer.close()
 
-    rig.run(body())
-
-
-def test_ipv6(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with Upstream(echo) as up:
-            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
-            config = RouterConfig(
-                table_path=tmp_path / "table.json",
-                control_path=tmp_path / "control.sock",
-                host="::1",
-                port=0,
-                secrets=EnvSecrets({}),
-                limits=QUICK,
-            )
-            router = rig.service(config)
-            await router.start()
-            assert router.url.startswith("http://[::1]:")
-            port = int(router.url.rsplit(":", 1)[1])
-            reader, writer = await asyncio.open_connection("::1", port)
-            for host in ("[::1]", f"[::1]:{port}", "localhost"):
-                writer.write(request(host=host))
-                assert (await bounded(read_answer(reader))).status == 200
-            writer.close()
-            await router.stop()
-
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            pass
-    except OSError as error:
-        pytest.skip(f"no IPv6 on loopback: {error}")
     rig.run(body())
 
 

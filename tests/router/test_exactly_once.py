@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from servestate.runtime.router import proxy
+from servestate.runtime.router import Limits, proxy
 from servestate.runtime.router.http import upstream
 from tests.router import rig
-from tests.router.rig import Rig, read_answer, request, serving
+from tests.router.rig import QUICK, Rig, bounded, past_the_loop, read_answer, request, serving
 from tests.router.upstreams import Received, Upstream, answer, entity, table
 
 
@@ -132,17 +135,69 @@ def test_the_check_notices_a_router_that_repeats(monkeypatch: pytest.MonkeyPatch
     rig.run(body())
 
 
-def test_a_socket_that_died_unseen_is_not_written_to() -> None:
-    """Idle for longer than it is trusted, it is asked first; the request goes by a fresh one."""
+Dying = Callable[[socket.socket, socket.socket], None]
+"""Writes a request to the first socket, and has the second end."""
+
+
+async def meet_dead_sockets(rounds: int, dying: Dying, limits: Limits) -> list[tuple[int, bytes]]:
+    """The answers to requests, each of which the loop finds together with the idle upstream's end."""
+    found = []
+    async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        reader, writer = await r.connect()
+        writer.write(request())
+        assert (await read_answer(reader)).status == 200
+        for _ in range(rounds):
+            (idle,) = up.writers
+            with past_the_loop(writer) as asks, past_the_loop(idle) as dies:
+                dying(asks, dies)
+            got = await bounded(read_answer(reader))
+            found.append((got.status, got.body))
+            await rig.until(lambda: len(up.writers) == 1)
+        writer.close()
+    return found
+
+
+def ends_before(asks: socket.socket, dies: socket.socket) -> None:
+    dies.shutdown(socket.SHUT_WR)
+    asks.sendall(request())
+
+
+def ends_behind(asks: socket.socket, dies: socket.socket) -> None:
+    asks.sendall(request())
+    dies.shutdown(socket.SHUT_WR)
+
+
+def poisons(asks: socket.socket, dies: socket.socket) -> None:
+    asks.sendall(request())
+    dies.sendall(answer(b"POISON"))
+    dies.shutdown(socket.SHUT_WR)
+
+
+GOOD = b'{"ok":true}'
+DISTRUSTS = replace(QUICK, upstream_trust_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("dying", "limits"), [(ends_before, QUICK), (ends_behind, DISTRUSTS), (poisons, DISTRUSTS)]
+)
+def test_a_socket_that_died_unseen_is_not_written_to(dying: Dying, limits: Limits) -> None:
+    """One that is closing never; idle for longer than it is trusted, it is asked first. The request goes by
+    a fresh one."""
 
     async def body() -> None:
-        from dataclasses import replace
+        assert await meet_dead_sockets(20, dying, limits) == [(200, GOOD)] * 20
 
-        limits = replace(rig.QUICK, upstream_trust_s=0.0)
-        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
-            for _ in range(50):
-                assert (await rig.ask(r, request())).status == 200
-                for writer in list(up.writers):
-                    writer.transport.abort()
+    rig.run(body())
+
+
+@pytest.mark.parametrize(("dying", "outcome"), [(ends_behind, (504, False)), (poisons, (200, True))])
+def test_the_check_notices_a_router_that_does_not_ask(
+    dying: Dying, outcome: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "_readable", lambda transport: False)
+
+    async def body() -> None:
+        ((status, content),) = await meet_dead_sockets(1, dying, DISTRUSTS)
+        assert (status, content == b"POISON") == outcome
 
     rig.run(body())

@@ -19,7 +19,19 @@ from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Rig, ask, read_answer, request, serving, until
-from tests.router.upstreams import Received, Script, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import (
+    BUSY,
+    Received,
+    Script,
+    Upstream,
+    answer,
+    breaks,
+    chunk,
+    entity,
+    says,
+    sse_head,
+    table,
+)
 
 WORDS = Guard(("secret plan",))
 BLOCKS = Guard((), "BLOCK")
@@ -167,8 +179,7 @@ def test_every_kind_of_body_is_looked_at(target: str, document: dict[str, Any]) 
 
 def test_fallback_and_mirror_get_the_masked_body_too() -> None:
     async def body() -> None:
-        busy = answer(b"{}", "429 Too Many Requests")
-        async with Upstream(says(busy)) as a, Upstream() as b, Upstream() as c:
+        async with Upstream(says(BUSY)) as a, Upstream() as b, Upstream() as c:
             entities = (
                 entity("a", 100, a.url),
                 entity("b", 0, b.url, model="b-model"),
@@ -263,12 +274,6 @@ def test_a_stream_with_nothing_to_mask_passes_as_it_is() -> None:
 
 def test_a_broken_stream_is_never_passed_as_a_whole_one() -> None:
     async def body() -> None:
-        async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(sse_head() + chunk(event("hello")))
-            await writer.drain()
-            await asyncio.sleep(0.01)
-            writer.transport.abort()
-
         async with Upstream(breaks) as up, serving(guarded(up.url, after=WORDS)) as r:
             got = await ask(r, request(chat("hello", stream=True)))
             assert (got.status, got.fields["servestate-retry"]) == (504, "unsafe")

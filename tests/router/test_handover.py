@@ -23,16 +23,18 @@ from servestate.runtime.router.process.merging import NOTHING
 from servestate.runtime.router.process.server import Router
 from servestate.runtime.router_link import ControlSocket
 from tests.router import rig
-from tests.router.processes import PROGRAM, Process, control, launched, load, status, when
-from tests.router.rig import Answer, bounded, read_answer, request, write_table
-from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, sse_head, table
+from tests.router.processes import PROGRAM, Process, ask, connect, control, launched, load, status, when
+from tests.router.rig import bounded, chat, config, request, write_table
+from tests.router.upstreams import DONE, EVENT, Gate, Upstream, entity, sse_head, table
 
 
 @asynccontextmanager
-async def successor(folder: Path, after_s: float = 0.0, **given: Any) -> AsyncIterator[asyncio.Task[Process]]:
-    """A router that takes over while the loop goes on; the task is done once it has."""
-    router = launched(folder, replace=True, **given)
+async def successor(
+    folder: Path, after_s: float = 0.0, *, replace: bool = True, **given: Any
+) -> AsyncIterator[asyncio.Task[Process]]:
+    """A router that takes over, or without `replace` just starts, while the loop goes on; the task is done
+    once it has."""
+    router = launched(folder, replace=replace, **given)
 
     async def start() -> Process:
         await asyncio.sleep(after_s)
@@ -45,16 +47,6 @@ async def successor(folder: Path, after_s: float = 0.0, **given: Any) -> AsyncIt
         await asyncio.wait([starting])
         if starting.exception() is None:
             await asyncio.to_thread(router.__exit__, None, None, None)
-
-
-async def ask(port: int) -> Answer:
-    """One request on a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request())
-    try:
-        return await bounded(read_answer(reader))
-    finally:
-        writer.close()
 
 
 @pytest.mark.slow
@@ -76,14 +68,32 @@ def test_nothing_is_refused_and_nothing_breaks(tmp_path: Path, before: int, afte
                     assert f"replaced by the router with pid {new.pid}" in old.said
                     assert await asyncio.to_thread(new.line) == "alone"
                     seen = ledger.statuses[200]
-                    await asyncio.sleep(0.3)
-                    assert ledger.statuses[200] > seen
+                    await rig.until(lambda: ledger.statuses[200] > seen + 100)
                     told = await asyncio.to_thread(status, tmp_path)
                     assert (told["pid"], len(told["workers"])) == (new.pid, after)
-                assert (ledger.refused, ledger.broken, set(ledger.statuses)) == ([], [], {200})
+                assert ledger.failures() == []
                 if before > 1:  # what several share goes on where it stood
                     called = sum(ledger.entities.values())
                     assert abs(ledger.entities["a"] - 0.9 * called) <= 1
+
+    rig.run(body())
+
+
+@pytest.mark.slow
+def test_the_check_notices_a_router_that_ends_before_the_next_one_begins(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            with launched(tmp_path) as old:
+                async with load(old.port, clients=12, reuse=10) as ledger:
+                    await rig.until(lambda: ledger.statuses[200] > 0)
+                    assert await asyncio.to_thread(old.end) == 0
+                    seen = ledger.statuses[200]
+                    async with successor(tmp_path, replace=False, port=old.port) as starting:
+                        await starting
+                        await rig.until(lambda: ledger.statuses[200] > seen)
+                        assert ledger.refused
+                        assert ledger.failures()
 
     rig.run(body())
 
@@ -109,20 +119,13 @@ def test_limits_go_on_where_they_stood(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stream_that_is_running_ends_whole_and_counts_until_then(tmp_path: Path, workers: int) -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def stream(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"1"}}]}\n\n'))
-            await gate.wait()
-            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-
-        async with Upstream(stream) as up:
+        gate = Gate(DONE, begun=sse_head() + EVENT)
+        async with Upstream(gate) as up:
             write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
             with launched(tmp_path, workers=workers) as old:
-                reader, writer = await asyncio.open_connection("127.0.0.1", old.port)
-                body_sent = b'{"model":"chat-ep","stream":true,"messages":[]}'
-                writer.write(request(body_sent))
-                await bounded(reader.readuntil(b'"1"'))
+                reader, writer = await connect(old.port)
+                writer.write(request(chat(stream=True)))
+                await bounded(reader.readuntil(b'"x"'))
                 async with successor(tmp_path, workers=workers) as taking_over:
                     new = await taking_over
                     told = await when(tmp_path, lambda told: told.get("replacing") == old.pid)
@@ -136,7 +139,7 @@ def test_a_stream_that_is_running_ends_whole_and_counts_until_then(tmp_path: Pat
                     with pytest.raises(InvalidInput, match="being replaced already"):
                         await asyncio.to_thread(predecessor_of, tmp_path / "control.sock")
                     assert old.process.poll() is None
-                    gate.set()
+                    gate.open()
                     rest = await bounded(reader.read())
                     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                     writer.close()
@@ -168,7 +171,7 @@ def test_a_successor_that_cannot_start_leaves_everything_as_it_was(tmp_path: Pat
                     told = await asyncio.to_thread(status, tmp_path)
                     assert told["pid"] == old.pid
                     assert "replacing" not in told
-                assert (ledger.refused, ledger.broken, set(ledger.statuses)) == ([], [], {200})
+                assert ledger.failures() == []
                 async with successor(tmp_path, workers=workers) as taking_over:
                     new = await taking_over
                     assert await asyncio.to_thread(old.wait) == 0
@@ -280,13 +283,8 @@ def test_while_it_drains_it_says_no_more_than_is_asked(tmp_path: Path, workers: 
     """It does so many times a second, and everything would be thousands of numbers for many endpoints."""
 
     async def body() -> None:
-        held = asyncio.Event()
-
-        async def hold(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.wait_for(held.wait(), 5)
-            writer.write(answer())
-
-        async with Upstream(hold) as up:
+        gate = Gate()
+        async with Upstream(gate) as up:
             write_table(tmp_path / "table.json", table(entity("a", 100, up.url), entity("b", 0, up.url)))
             with launched(tmp_path, workers=workers) as old:
                 asking = asyncio.create_task(ask(old.port))
@@ -298,7 +296,7 @@ def test_while_it_drains_it_says_no_more_than_is_asked(tmp_path: Path, workers: 
                 asked = json.loads(await asyncio.to_thread(control, tmp_path, "/status?brief"))
                 wanted = {"table_version": 1, "table_error": None, "connections": 1}
                 assert predecessor.report == asked == {**wanted, "replicas": {"a#0": {"inflight": 1}}}
-                held.set()
+                gate.open()
                 assert (await asking).status == 200
                 await bounded(predecessor.gone.wait())
                 assert predecessor.report == NOTHING

@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,9 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router.process import listen
 from servestate.runtime.router.process.listen import Sockets, control_socket, open_all, open_listener, url_of
 from tests.router import rig
-from tests.router.processes import Process, launched
-from tests.router.rig import bounded, read_answer, request, write_table
-from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, entity, table
+from tests.router.processes import Process, connect, launched, serves_again
+from tests.router.rig import bounded, config, read_answer, request, write_table
+from tests.router.upstreams import Upstream, answer, entity, hangs, says, table
 
 
 def addresses(sockets: tuple[socket.socket, ...]) -> list[tuple[str, int]]:
@@ -101,9 +99,11 @@ def test_it_answers_over_ipv6_and_by_name(tmp_path: Path, host: str) -> None:
             write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
             router = rig.service(config(tmp_path, host=host))
             await router.start()
-            reader, writer = await asyncio.open_connection(host, int(router.url.rsplit(":", 1)[1]))
-            writer.write(request())
-            assert (await bounded(read_answer(reader))).status == 200
+            port = int(router.url.rsplit(":", 1)[1])
+            reader, writer = await asyncio.open_connection(host, port)
+            for name in ("localhost", "[::1]", f"[::1]:{port}"):
+                writer.write(request(host=name))
+                assert (await bounded(read_answer(reader))).status == 200
             writer.close()
             await router.stop()
 
@@ -113,10 +113,6 @@ def test_it_answers_over_ipv6_and_by_name(tmp_path: Path, host: str) -> None:
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def held(received: Received, writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(3600)
 
 
 @pytest.mark.slow
@@ -139,9 +135,7 @@ def test_out_of_descriptors_it_sheds_without_spinning_and_recovers(tmp_path: Pat
                     sock.close()
                 for pid in limited:
                     subprocess.run(["prlimit", f"--pid={pid}", "--nofile=4096:"], check=True)
-                began = time.monotonic()
-                while await status_of(router) != 200:
-                    assert time.monotonic() - began < 1
+                await serves_again(router.port)
                 assert router.end() == 0
 
     rig.run(body())
@@ -162,26 +156,15 @@ def is_over(sock: socket.socket) -> bool:
         return True
 
 
-async def status_of(router: Process) -> int:
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
-        writer.write(request())
-        found = (await bounded(read_answer(reader), 5)).status
-        writer.close()
-    except OSError:
-        return 0
-    return found
-
-
 @pytest.mark.slow
 def test_with_few_descriptors_one_client_too_many_is_told_so(tmp_path: Path) -> None:
     """There is one for each client's upstream as well: whoever is let in can be served."""
 
     async def body() -> None:
-        async with Upstream(held) as up:
+        async with Upstream(hangs) as up:
             write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
             with launched(tmp_path, files=256) as router:
-                connections = [await asyncio.open_connection("127.0.0.1", router.port) for _ in range(200)]
+                connections = [await connect(router.port) for _ in range(200)]
                 for _, writer in connections:
                     writer.write(request())
                 await rig.until(lambda: len(up.received) == 64)
@@ -192,14 +175,8 @@ def test_with_few_descriptors_one_client_too_many_is_told_so(tmp_path: Path) -> 
                 assert len(up.received) == 64
                 for _, writer in connections:
                     writer.close()
-                up.script = _answers
-                began = time.monotonic()
-                while await status_of(router) != 200:
-                    assert time.monotonic() - began < 1
+                up.script = says(answer())
+                await serves_again(router.port)
                 assert router.end() == 0
 
     rig.run(body())
-
-
-async def _answers(received: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(answer())

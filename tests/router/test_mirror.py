@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from servestate.planner.table import Backend, EntityRoute, Limit, Mirror, RoutingTable, Traffic
+from servestate.planner.table import Limit, Mirror, RoutingTable, Traffic
 from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.mirror import LiveMirror
 from tests.router import rig
@@ -19,6 +19,7 @@ from tests.router.rig import CHAT, QUICK, Rig, ask, read_answer, request, servin
 from tests.router.upstreams import (
     BROKEN,
     DOWN,
+    Gate,
     Received,
     Script,
     Upstream,
@@ -200,15 +201,10 @@ def test_copies_count_for_nothing_but_themselves() -> None:
 
 def test_counts_survive_a_reload_and_copies_of_the_old_table_end_well() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def waits(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(USED)
-
+        gate = Gate(USED)
         async with (
             Upstream() as live,
-            Upstream(waits) as shadow,
+            Upstream(gate) as shadow,
             serving(mirrored(live.url, shadow.url, most=2)) as r,
         ):
             await asyncio.gather(*(ask(r, request()) for _ in range(2)))
@@ -217,7 +213,7 @@ def test_counts_survive_a_reload_and_copies_of_the_old_table_end_well() -> None:
             await until(lambda: r.router.report()["table_version"] == 2)
             assert (await ask(r, request())).status == 200
             await until(lambda: outcomes(r) == {"busy": 1})
-            gate.set()
+            gate.open()
             await until(lambda: outcomes(r) == {"busy": 1, "ok": 2})
             mirror = mirror_of(r)
             assert (mirror.inflight, mirror.counters.codes["mirror"]) == (0, {200: 2})
@@ -260,15 +256,10 @@ def test_streams_are_copied_and_read_to_their_end() -> None:
 
 def test_a_client_that_leaves_takes_its_request_along_but_not_the_copy() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def waits(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(USED)
-
+        gate = Gate(USED)
         async with (
             Upstream(hangs) as live,
-            Upstream(waits) as shadow,
+            Upstream(gate) as shadow,
             serving(mirrored(live.url, shadow.url)) as r,
         ):
             _, writer = await r.connect()
@@ -277,7 +268,7 @@ def test_a_client_that_leaves_takes_its_request_along_but_not_the_copy() -> None
             writer.transport.abort()
             await until(lambda: live.open == 0)
             assert shadow.open == 1
-            gate.set()
+            gate.open()
             await until(lambda: outcomes(r) == {"ok": 1})
             await nothing_is_left(r, live, shadow)
 
@@ -290,8 +281,7 @@ def test_a_copy_that_is_a_replicas_trial_decides_it() -> None:
     async def body() -> None:
         health = HealthPolicy(errors=1, ejection_s=0.05)
         async with Upstream() as live, Upstream(says(BROKEN)) as bad, Upstream() as good:
-            replicas = Backend("shadow#0", bad.url), Backend("shadow#1", good.url)
-            shadow = EntityRoute("shadow", 0, "shadow-model", "", False, replicas)
+            shadow = entity("shadow", 0, bad.url, good.url, model="shadow-model")
             traffic = Traffic(mirror=Mirror("shadow", 100))
             routes = table(entity("live", 100, live.url), shadow, traffic=traffic)
             async with serving(routes, replace(QUICK, health=health)) as r:

@@ -115,9 +115,12 @@ def test_a_refused_connection_goes_to_the_next_replica_then_503() -> None:
             async with serving(table(entity("current", 100, dead_url))) as r:
                 got = await ask(r, request())
                 assert (got.status, got.fields["retry-after"]) == (503, "1")
+                assert "no replica of the served entity" in got.json()["error"]["message"]
                 assert r.inflight() == 0
             async with serving(table(entity("current", 100))) as r:
-                assert (await ask(r, request())).status == 503
+                got = await ask(r, request())
+                assert (got.status, got.fields["retry-after"]) == (503, "1")
+                assert "is not ready" in got.json()["error"]["message"]
 
     rig.run(body())
 
@@ -132,7 +135,7 @@ def test_models_lists_endpoints_and_entities() -> None:
     rig.run(body())
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
+def test_a_refusal_among_pipelined_requests_keeps_its_place() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("current", 100, up.url))) as r:
             reader, writer = await r.connect()

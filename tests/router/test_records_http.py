@@ -17,7 +17,18 @@ from tests.router import rig, upstreams
 from tests.router.kept import KeepingRig, keeping
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import ask, bearer, chat, request, until
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, says, sse_head, table
+from tests.router.upstreams import (
+    BROKEN,
+    Received,
+    Upstream,
+    answer,
+    chunk,
+    entity,
+    in_turn,
+    says,
+    sse_head,
+    table,
+)
 
 INVOKE = "/serving-endpoints/chat-ep/invocations"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -248,14 +259,8 @@ def test_a_broken_trace_is_passed_over(tmp_path: Path) -> None:
 
 def test_metrics_add_up_to_what_clients_saw(tmp_path: Path) -> None:
     async def body() -> None:
-        turns = iter(
-            [answer(SAID)] * 6 + [answer(b"{}", "500 Broken")] * 3 + [answer(b"{}", "404 Not Found")] * 2
-        )
-
-        async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(next(turns))
-
-        async with Upstream(script) as up:
+        unknown = answer(b"{}", "404 Not Found")
+        async with Upstream(in_turn(*[answer(SAID)] * 6, *[BROKEN] * 3, *[unknown] * 2)) as up:
             routes = table(
                 entity("a", 50, up.url), entity("b", 50, up.url), limits=(Limit("endpoint", "", calls=11),)
             )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +13,20 @@ import pytest
 from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.router import Router
 from tests.router import rig
-from tests.router.processes import launched
-from tests.router.rig import QUICK, Answer, Rig, ask, read_answer, request, serving, write_table
-from tests.router.test_tables import config
-from tests.router.upstreams import Received, Upstream, answer, chunk, entity, sse_head, table
-
-ROUTER = """
-import os, sys
-from pathlib import Path
-from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router import RouterConfig, run
-folder = Path(sys.argv[1])
-config = RouterConfig(folder / "table.json", folder / "control.sock", "127.0.0.1", 0, EnvSecrets(os.environ))
-sys.exit(run(config, lambda url: print(url, flush=True)))
-"""
+from tests.router.processes import connect, launched, refuses
+from tests.router.rig import (
+    QUICK,
+    Answer,
+    ask,
+    chat,
+    config,
+    read_answer,
+    request,
+    rest_of,
+    serving,
+    write_table,
+)
+from tests.router.upstreams import DONE, EVENT, Gate, Upstream, echo, entity, hangs, sse_head, table
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "", "127.0.0.1.evil"])
@@ -87,32 +84,19 @@ def test_a_port_that_is_taken_and_a_control_socket_in_use(tmp_path: Path) -> Non
 
 def test_a_process_serves_and_ends_on_sigterm(tmp_path: Path) -> None:
     write_table(tmp_path / "table.json", table(entity("a", 100)))
-    process = subprocess.Popen(
-        [sys.executable, "-c", ROUTER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().rsplit(":", 1)[1])
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with (
+        launched(tmp_path, farewell_s=0.1) as router,
+        socket.create_connection(("127.0.0.1", router.port)) as sock,
+    ):
+        sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
+        assert router.end(within_s=10) == 0
 
 
 def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer())
-
-        async with Upstream(held) as up, serving(table(entity("a", 100, up.url))) as r:
+        gate, limits = Gate(), replace(QUICK, farewell_s=0.1)
+        async with Upstream(gate) as up, serving(table(entity("a", 100, up.url)), limits) as r:
             idle_reader, idle_writer = await r.connect()
             reader, writer = await r.connect()
             writer.write(request())
@@ -121,7 +105,7 @@ def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
             assert await rig.bounded(idle_reader.read()) == b""
             with pytest.raises(OSError):  # noqa: PT011 - refused or reset
                 await r.connect()
-            gate.set()
+            gate.open()
             got = await read_answer(reader)
             assert (got.status, got.fields["connection"]) == (200, "close")
             writer.close()
@@ -133,11 +117,8 @@ def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
 
 def test_stopping_does_not_wait_for_ever() -> None:
     async def body() -> None:
-        async def never(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(3600)
-
         limits = replace(QUICK, drain_s=0.1)
-        async with Upstream(never) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        async with Upstream(hangs) as up, serving(table(entity("a", 100, up.url)), limits) as r:
             running = asyncio.create_task(ask(r, request()))
             await rig.until(lambda: len(up.received) == 1)
             await rig.bounded(r.router.stop(), 3)
@@ -183,6 +164,24 @@ def test_too_many_connections_are_told_so() -> None:
     rig.run(body())
 
 
+def test_too_many_requests_under_way_are_told_so() -> None:
+    async def body() -> None:
+        gate, limits = Gate(), replace(QUICK, inflight=3)
+        async with Upstream(gate) as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            running = [asyncio.create_task(ask(r, request())) for _ in range(3)]
+            await rig.until(lambda: len(up.received) == 3)
+            got = await ask(r, request())
+            assert (got.status, got.fields["retry-after"]) == (503, "1")
+            assert not got.closed, "it may ask again on this connection"
+            assert (await ask(r, request(b"", "/v1/models", method="GET"))).status == 200, "no model is asked"
+            gate.open()
+            assert [(await one).status for one in running] == [200] * 3
+            assert (await ask(r, request())).status == 200
+            assert len(up.received) == 4
+
+    rig.run(body())
+
+
 def test_a_client_that_expects_100_gets_it() -> None:
     async def body() -> None:
         async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
@@ -201,10 +200,6 @@ def test_a_client_that_expects_100_gets_it() -> None:
 def test_large_bodies_and_answers_pass_whole() -> None:
     async def body() -> None:
         text = b"x" * 5_000_000
-
-        async def echo(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(answer(received.body))
-
         async with Upstream(echo) as up, serving(table(entity("a", 100, up.url))) as r:
             raw = b'{"messages":[{"content":"%b"}],"model":"chat-ep"}' % text
             got = await rig.bounded(ask(r, request(raw)))
@@ -213,7 +208,7 @@ def test_large_bodies_and_answers_pass_whole() -> None:
     rig.run(body())
 
 
-async def served(r: Rig, writer: asyncio.StreamWriter, reader: asyncio.StreamReader) -> Answer:
+async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
     writer.write(request())
     return await rig.bounded(read_answer(reader))
 
@@ -222,15 +217,16 @@ def test_a_request_on_its_way_when_the_end_begins_is_still_answered() -> None:
     """The idle connections of clients that go on calling: none of them meets a closed socket."""
 
     async def body() -> None:
-        async with Upstream() as up, serving(table(entity("a", 100, up.url))) as r:
+        limits = replace(QUICK, farewell_s=0.4)
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
             busy = [await r.connect() for _ in range(4)]
             for reader, writer in busy:
-                assert (await served(r, writer, reader)).status == 200
+                assert (await served(reader, writer)).status == 200
             silent, silent_writer = await r.connect()
             stopping = asyncio.create_task(r.router.stop())
             await asyncio.sleep(0.1)
             for reader, writer in busy:
-                got = await served(r, writer, reader)
+                got = await served(reader, writer)
                 assert (got.status, got.fields["connection"]) == (200, "close")
                 assert await rig.bounded(reader.read()) == b""
                 writer.close()
@@ -246,40 +242,27 @@ def test_a_request_on_its_way_when_the_end_begins_is_still_answered() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stream_ends_whole_before_the_process_does(tmp_path: Path, workers: int) -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def stream(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"1"}}]}\n\n'))
-            await gate.wait()
-            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-
-        async with Upstream(stream) as up:
+        gate = Gate(DONE, begun=sse_head() + EVENT)
+        async with Upstream(gate) as up:
             write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
             for signals in (1, 2):
-                gate.clear()
+                gate.opened.clear()
                 with launched(tmp_path, workers=workers) as router:
-                    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
-                    writer.write(request(b'{"model":"chat-ep","stream":true,"messages":[]}'))
-                    await rig.bounded(reader.readuntil(b'"1"'))
+                    reader, writer = await connect(router.port)
+                    writer.write(request(chat(stream=True)))
+                    await rig.bounded(reader.readuntil(b'"x"'))
                     router.process.send_signal(signal.SIGTERM)
-                    await asyncio.sleep(0.3)
+                    await refuses(router.port)
                     with pytest.raises(ConnectionRefusedError):
-                        await asyncio.open_connection("127.0.0.1", router.port)
+                        await connect(router.port)
                     assert router.process.poll() is None
                     if signals == 1:
-                        gate.set()
+                        gate.open()
                         assert (await rig.bounded(reader.read())).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                     else:  # at once
                         router.process.send_signal(signal.SIGTERM)
-                        assert b"[DONE]" not in await rig.bounded(_rest(reader), 2)
+                        assert b"[DONE]" not in await rig.bounded(rest_of(reader), 2)
                     writer.close()
                     assert await asyncio.to_thread(router.wait, 3) == 0
 
     rig.run(body())
-
-
-async def _rest(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.read()
-    except ConnectionError:
-        return b""

@@ -13,9 +13,10 @@ from servestate.planner.diagnostics import InvalidInput
 from servestate.planner.table import Credential, RoutingTable
 from servestate.providers.secrets import EnvSecrets
 from servestate.runtime.router import Router
+from servestate.runtime.router.table_watch import TableWatch
 from tests.router import rig
 from tests.router.rig import Rig, ask, config, read_answer, request, serving, write_table
-from tests.router.upstreams import Received, Upstream, answer, entity, table
+from tests.router.upstreams import Gate, Upstream, answer, entity, table
 
 CREDENTIAL = Credential("Authorization", "Bearer ", "{{secrets/s/k}}")
 
@@ -67,13 +68,8 @@ def test_a_new_table_counts_anew_only_where_weights_changed() -> None:
 
 def test_requests_in_flight_keep_their_table() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer(b"old"))
-
-        async with Upstream(held) as old, Upstream() as new, serving(table(entity("a", 100, old.url))) as r:
+        gate = Gate(answer(b"old"))
+        async with Upstream(gate) as old, Upstream() as new, serving(table(entity("a", 100, old.url))) as r:
             running = asyncio.create_task(ask(r, request()))
             await rig.until(lambda: len(old.received) == 1)
             moved = replace(entity("a", 100, new.url), backends=entity("a2", 1, new.url).backends)
@@ -81,7 +77,7 @@ def test_requests_in_flight_keep_their_table() -> None:
             assert (await ask(r, request())).body == b'{"ok":true}'
             replicas = r.router.report()["replicas"]
             assert {name: one["inflight"] for name, one in replicas.items()} == {"a#0": 1, "a2#0": 0}
-            gate.set()
+            gate.open()
             assert (await running).body == b"old"
             assert r.router.report()["replicas"]["a#0"]["inflight"] == 0
             await rig.until(lambda: old.open == 0)
@@ -144,17 +140,32 @@ def test_a_bad_table_is_refused_and_the_old_one_serves(make, message: str) -> No
     rig.run(body())
 
 
+def start_with_and_without_a_table(folder: Path) -> None:
+    """Start routers on a good table, a damaged one and none."""
+    path = folder / "table.json"
+    write_table(path, table(entity("a", 100), version=5))
+    assert Router(config(folder)).report()["table_version"] == 5
+    path.write_text("damaged")
+    router = Router(config(folder))
+    assert router.report()["table_version"] == 5
+    assert "not JSON" in router.report()["table_error"]
+    path.unlink()
+    assert Router(config(folder)).report()["table_version"] == 5
+
+
 def test_it_starts_from_the_last_good_copy(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="SS602"):
         Router(config(tmp_path))
-    write_table(tmp_path / "table.json", table(entity("a", 100), version=5))
-    assert Router(config(tmp_path)).report()["table_version"] == 5
-    (tmp_path / "table.json").write_text("damaged")
-    router = Router(config(tmp_path))
-    assert router.report()["table_version"] == 5
-    assert "not JSON" in router.report()["table_error"]
-    (tmp_path / "table.json").unlink()
-    assert Router(config(tmp_path)).report()["table_version"] == 5
+    start_with_and_without_a_table(tmp_path)
+
+
+def test_the_check_notices_a_router_that_keeps_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TableWatch, "_keep_copy", lambda *_: None)
+    with pytest.raises(InvalidInput, match="SS602"):
+        start_with_and_without_a_table(tmp_path)
+    assert (tmp_path / "table.json").read_text() == "damaged", "it came as far as that"
 
 
 def test_secrets_are_resolved_at_start_or_named(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def answer(body: bytes = b'{"ok":true}', status: str = "200 OK", fields: str = "
 
 
 BROKEN = answer(b'{"error":{"message":"boom"}}', "500 Internal Server Error")
+BUSY = answer(b'{"error":{"message":"busy"}}', "429 Too Many Requests")
 DOWN = "http://127.0.0.1:1"
 """Where nobody listens."""
 
@@ -59,6 +61,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+EVENT = chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+DONE = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+"""The first piece of an event stream behind its head, and its end."""
+
+
 def says(data: bytes) -> Script:
     """A script that always answers `data`."""
 
@@ -68,6 +75,38 @@ def says(data: bytes) -> Script:
     return script
 
 
+def in_turn(*answers: bytes) -> Script:
+    """A script that gives those answers one after the other, the last of them for ever."""
+    left = list(answers)
+
+    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+
+    return script
+
+
+@dataclass
+class Gate:
+    """A script that says `begun` and, to all who have asked by then, the rest once it is opened."""
+
+    rest: bytes = answer()
+    begun: bytes = b""
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.begun)
+        await self.opened.wait()
+        writer.write(self.rest)
+
+    def open(self) -> None:
+        self.opened.set()
+
+
+async def echo(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A script that answers with what it was sent."""
+    writer.write(answer(received.body))
+
+
 async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
     """A script that never answers."""
     await asyncio.sleep(3600)
@@ -75,6 +114,20 @@ async def hangs(received: Received, writer: asyncio.StreamWriter) -> None:
 
 async def hangs_up(received: Received, writer: asyncio.StreamWriter) -> None:
     """A script that closes the connection instead of answering."""
+    writer.transport.abort()
+
+
+async def begins(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A script of a stream that begins well and says no more."""
+    writer.write(sse_head() + EVENT)
+    await hangs(received, writer)
+
+
+async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
+    """A script of a stream that begins well and ends in the middle."""
+    writer.write(sse_head() + EVENT)
+    await writer.drain()
+    await asyncio.sleep(0.01)
     writer.transport.abort()
 
 
@@ -90,7 +143,7 @@ def streams(*events: bytes, usage: bytes, whole: bool = True) -> Script:
             await writer.drain()
             await asyncio.sleep(0.001)
         if whole:
-            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            writer.write(DONE)
         else:
             writer.transport.abort()
 
@@ -169,7 +222,7 @@ class Upstream:
         try:
             done, _ = await asyncio.wait({script, watch}, return_when=asyncio.FIRST_COMPLETED)
             if script in done:
-                script.result()
+                _result(script, writer)
                 with suppress(ConnectionError):
                     await writer.drain()
                 if writer.is_closing():
@@ -180,6 +233,27 @@ class Upstream:
             script.cancel()
             watch.cancel()
             await asyncio.gather(script, watch, return_exceptions=True)
+
+
+def _result(script: asyncio.Future[None], writer: asyncio.StreamWriter) -> None:
+    """Raise what the script has raised, ConnectionResetError where it wrote to a closed connection."""
+    try:
+        script.result()
+    except RuntimeError:  # uvloop's word for it
+        if not writer.transport.is_closing():
+            raise
+        raise ConnectionResetError from None
+
+
+@contextmanager
+def deaf() -> Iterator[str]:
+    """The URL of somebody whose queue is full: connecting there takes for ever."""
+    with socket.socket() as listener, socket.socket() as filler:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def _until_gone(reader: asyncio.StreamReader) -> None:

@@ -19,29 +19,32 @@ from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Rig, ask, bounded, read_answer, request, serving, until
 from tests.router.upstreams import (
     BROKEN,
+    BUSY,
     DOWN,
+    Gate,
     Received,
     Script,
     Upstream,
     answer,
-    chunk,
+    begins,
+    breaks,
+    deaf,
+    entity,
     hangs,
     hangs_up,
+    in_turn,
     says,
     sse_head,
     table,
 )
 
-BUSY = answer(b'{"error":{"message":"busy"}}', "429 Too Many Requests")
 LONG = replace(QUICK, health=HealthPolicy(ejection_s=60))
 SHORT = replace(QUICK, health=HealthPolicy(errors=2, ejection_s=0.05))
 
 
 def replicas(*urls: str, traffic: Traffic | None = None, **more: Any) -> RoutingTable:
     """One entity with a replica per URL."""
-    backends = tuple(Backend(f"a#{i}", url) for i, url in enumerate(urls))
-    served = EntityRoute("a", 100, "engine-model", "", False, backends)
-    return table(served, traffic=traffic or Traffic(), **more)
+    return table(entity("a", 100, *urls), traffic=traffic or Traffic(), **more)
 
 
 def state(r: Rig, replica: str = "a#0") -> str:
@@ -143,14 +146,7 @@ def test_one_that_takes_no_connection_in_time_is_to_blame() -> None:
     """The deadline of the endpoint is shorter than what a connection may take."""
 
     async def body() -> None:
-        import socket
-
-        with socket.socket() as deaf, socket.socket() as filler:
-            deaf.bind(("127.0.0.1", 0))
-            deaf.listen(0)
-            filler.setblocking(False)
-            filler.connect_ex(deaf.getsockname())
-            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        with deaf() as url:
             async with (
                 Upstream() as good,
                 serving(replicas(url, good.url, traffic=Traffic(deadline_s=0.05)), LONG) as r,
@@ -181,13 +177,9 @@ def test_what_the_caller_is_told_to_do_otherwise_never_counts(status: str) -> No
 
 def test_an_answer_in_between_begins_the_count_anew() -> None:
     async def body() -> None:
-        turns = iter([BROKEN] * 4 + [answer()] + [BROKEN] * 4 + [answer()] * 100)
-
-        async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(next(turns))
-
+        turns = in_turn(*[BROKEN] * 4, answer(), *[BROKEN] * 4, answer())
         async with (
-            Upstream(script) as moody,
+            Upstream(turns) as moody,
             Upstream() as good,
             serving(replicas(moody.url, good.url), LONG) as r,
         ):
@@ -199,13 +191,9 @@ def test_an_answer_in_between_begins_the_count_anew() -> None:
 
 def test_half_of_many_is_too_many_even_if_no_two_follow_each_other() -> None:
     async def body() -> None:
-        turns = iter([answer(), BROKEN] * 50)
-
-        async def script(received: Received, writer: asyncio.StreamWriter) -> None:
-            writer.write(next(turns))
-
+        turns = in_turn(*[answer(), BROKEN] * 50)
         async with (
-            Upstream(script) as moody,
+            Upstream(turns) as moody,
             Upstream() as good,
             serving(replicas(moody.url, good.url), LONG) as r,
         ):
@@ -241,24 +229,19 @@ def test_a_trial_brings_it_back_and_a_failed_one_takes_twice_as_long() -> None:
 
 def test_during_a_trial_all_others_go_elsewhere() -> None:
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def waits(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer())
-
+        gate = Gate()
         async with (
             Upstream(says(BROKEN)) as bad,
             Upstream() as good,
             serving(replicas(bad.url, good.url), SHORT) as r,
         ):
             await until_ejected(r)
-            bad.script = waits
+            bad.script = gate
             seen = len(bad.received)
             trials = [asyncio.ensure_future(ask(r, request())) for _ in range(10)]
             await until(lambda: sum(t.done() for t in trials) == 9)
             assert (len(bad.received) - seen, state(r)) == (1, "trial")
-            gate.set()
+            gate.open()
             assert {t.status for t in await asyncio.gather(*trials)} == {200}
             assert state(r) == "healthy"
 
@@ -396,18 +379,6 @@ def test_the_check_notices_a_replica_that_is_never_ejected(monkeypatch: pytest.M
             assert (await statuses(r, 40))[500] == 20
 
     rig.run(body())
-
-
-async def begins(received: Received, writer: asyncio.StreamWriter) -> None:
-    """A stream that begins well and says no more."""
-    writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
-    await hangs(received, writer)
-
-
-async def breaks(received: Received, writer: asyncio.StreamWriter) -> None:
-    """A stream that begins well and ends in the middle."""
-    writer.write(sse_head() + chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'))
-    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from tests.router import rig
 from tests.router.rig import CHAT, QUICK, bounded, read_answer, request, serving
-from tests.router.upstreams import Upstream, answer, entity, says, table
+from tests.router.upstreams import Gate, Upstream, answer, entity, says, table
 
 PATH = b"/v1/chat/completions"
 TAIL = b"Content-Length: %d\r\n\r\n" % len(CHAT) + CHAT
@@ -110,19 +110,14 @@ def test_m1_requests_in_one_read_are_not_answered_before_the_first() -> None:
     """The parser calls back for the second while the first is unanswered; here it is not even parsed."""
 
     async def body() -> None:
-        gate = asyncio.Event()
-
-        async def held(received: object, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer(b'{"first":true}'))
-
-        async with Upstream(held) as up, serving(table(entity("a", 100, up.url))) as r:
+        gate = Gate(answer(b'{"first":true}'))
+        async with Upstream(gate) as up, serving(table(entity("a", 100, up.url))) as r:
             reader, writer = await r.connect()
             writer.write(request() + request(b"", "/v1/models", method="GET"))
             await rig.until(lambda: len(up.received) == 1)
             with pytest.raises(TimeoutError):
                 await bounded(reader.read(1), 0.05)
-            gate.set()
+            gate.open()
             assert (await bounded(read_answer(reader))).json() == {"first": True}
             assert (await bounded(read_answer(reader))).json()["object"] == "list"
             writer.close()
@@ -216,7 +211,9 @@ def test_m2_an_answer_that_nobody_asked_for_drops_its_connection() -> None:
 @pytest.mark.parametrize("status", [b"000", b"099", b"600", b"999"])
 def test_m2_such_a_status_is_none(status: bytes) -> None:
     async def body() -> None:
-        assert (await asked(answer().replace(b"200", status, 1))).status == 500
+        got = await asked(answer().replace(b"200", status, 1))
+        assert got.status == 500
+        assert f"its status is {int(status)}" in got.json()["error"]["message"]
 
     rig.run(body())
 

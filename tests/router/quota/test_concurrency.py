@@ -15,11 +15,16 @@ from tests.router import rig
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import Rig, ask, read_answer, request, serving, until
 from tests.router.upstreams import (
+    BUSY,
+    DONE,
+    EVENT,
+    Gate,
     Received,
     Script,
     Upstream,
     answer,
-    chunk,
+    begins,
+    breaks,
     entity,
     hangs,
     hangs_up,
@@ -28,8 +33,6 @@ from tests.router.upstreams import (
     table,
 )
 
-BUSY = answer(b"{}", "429 Too Many Requests")
-EVENT = chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
 CUSTOM = b'{"instances":[[1]]}'
 INVOKE = "/serving-endpoints/chat-ep/invocations"
 
@@ -43,17 +46,6 @@ def bounded(
         for i, (n, url) in enumerate(zip("abc", urls, strict=False))
     ]
     return table(*entities, traffic=Traffic(concurrency=most, **(traffic or {})), **more)
-
-
-class Gate:
-    """Answers once it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = asyncio.Event()
-
-    async def __call__(self, received: Received, writer: asyncio.StreamWriter) -> None:
-        await self.opened.wait()
-        writer.write(answer())
 
 
 def refused(r: Rig) -> dict[str, int]:
@@ -75,7 +67,7 @@ def test_so_many_are_in_flight_and_the_next_is_told_to_wait() -> None:
             assert not [name for name in got.fields if name.startswith("x-ratelimit")]
             got = await ask(r, request(target=INVOKE))
             assert (got.status, got.json()["error_code"]) == (429, "REQUEST_LIMIT_EXCEEDED")
-            gate.opened.set()
+            gate.open()
             assert {g.status for g in await asyncio.gather(*running)} == {200}
             assert (await ask(r, request())).status == 200
             assert refused(r) == {"concurrency": 2}
@@ -109,18 +101,6 @@ def test_never_more_whatever_comes_at_once() -> None:
     rig.run(body())
 
 
-async def _breaks(received: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(sse_head() + EVENT)
-    await writer.drain()
-    await asyncio.sleep(0.01)
-    writer.transport.abort()
-
-
-async def _begins(received: Received, writer: asyncio.StreamWriter) -> None:
-    writer.write(sse_head() + EVENT)
-    await asyncio.sleep(3600)
-
-
 @pytest.mark.parametrize(
     ("script", "status"),
     [
@@ -130,11 +110,11 @@ async def _begins(received: Received, writer: asyncio.StreamWriter) -> None:
         (says(BUSY), 429),
         (says(b"nonsense\r\n\r\n"), 500),
         (hangs_up, 504),
-        (_breaks, 200),
+        (breaks, 200),
         (says(sse_head() + b"0\r\n\r\n"), 504),
-        (says(sse_head() + EVENT + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"), 200),
+        (says(sse_head() + EVENT + DONE), 200),
         (hangs, 504),
-        (_begins, 200),
+        (begins, 200),
     ],
     ids=["answer", "4xx", "5xx", "429", "nonsense", "lost", "cut", "empty", "stream", "late", "stalled"],
 )
@@ -152,7 +132,7 @@ def test_however_a_request_ends_its_place_is_free(script: Script, status: int) -
     rig.run(body())
 
 
-@pytest.mark.parametrize("script", [hangs, _begins], ids=["waiting", "mid-stream"])
+@pytest.mark.parametrize("script", [hangs, begins], ids=["waiting", "mid-stream"])
 def test_a_client_that_leaves_gives_its_place_back(script: Script) -> None:
     async def body() -> None:
         async with Upstream(script) as up, serving(bounded(up.url)) as r:
@@ -160,7 +140,7 @@ def test_a_client_that_leaves_gives_its_place_back(script: Script) -> None:
                 reader, writer = await r.connect()
                 writer.write(request())
                 await until(lambda c=count: len(up.received) == c)
-                if script is _begins:
+                if script is begins:
                     await reader.readuntil(b'"x"')
                 writer.transport.abort()
                 await until(lambda: r.inflight() == 0)
@@ -181,7 +161,7 @@ def test_a_fallback_keeps_its_place_and_gives_it_back_once() -> None:
             running = asyncio.ensure_future(ask(r, request()))
             await until(lambda: len(b.received) == 1)
             assert (await ask(r, request())).status == 429
-            gate.opened.set()
+            gate.open()
             assert (await running).status == 200
             for _ in range(3):
                 assert (await ask(r, request())).status == 200
@@ -235,7 +215,7 @@ def test_in_shadow_it_only_counts() -> None:
         async with Upstream(gate) as up, serving(bounded(up.url, traffic={"shadow": True})) as r:
             running = [asyncio.ensure_future(ask(r, request())) for _ in range(4)]
             await until(lambda: len(up.received) == 4)
-            gate.opened.set()
+            gate.open()
             assert {got.status for got in await asyncio.gather(*running)} == {200}
             rates = r.router.desk.table.endpoints["chat-ep"].rates
             assert rates is not None
@@ -256,7 +236,7 @@ def test_what_runs_still_counts_after_a_reload() -> None:
             r.install(RoutingTable(2, "lineage-1", bounded(up.url).endpoints))
             await until(lambda: r.router.report()["table_version"] == 2)
             assert (await ask(r, request())).status == 429
-            gate.opened.set()
+            gate.open()
             assert (await running).status == 200
             assert (await ask(r, request())).status == 200
 
@@ -273,7 +253,7 @@ def test_calls_refused_for_concurrency_cost_no_call_of_the_limit() -> None:
             for _ in range(5):
                 got = await ask(r, request())
                 assert (got.status, got.fields["x-ratelimit-remaining-requests"]) == (429, "1")
-            gate.opened.set()
+            gate.open()
             assert (await running).status == 200
             assert (await ask(r, request())).status == 200
             assert (await ask(r, request())).status == 429
@@ -317,7 +297,7 @@ def test_a_deadline_is_for_the_first_content_and_a_stall_for_all_that_follows() 
                 writer.write(EVENT)
                 await writer.drain()
                 await asyncio.sleep(0.05)
-            writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            writer.write(DONE)
 
         async with Upstream(drips) as up:
             traffic = Traffic(deadline_s=0.3, stall_s=0.3)
@@ -325,7 +305,7 @@ def test_a_deadline_is_for_the_first_content_and_a_stall_for_all_that_follows() 
                 got, seconds = await _timed(lambda: ask(r, request()))
                 assert (got.status, got.whole) == (200, True)
                 assert seconds > 0.3
-                up.script = _begins
+                up.script = begins
                 got, seconds = await _timed(lambda: ask(r, request()))
                 assert (got.status, got.whole) == (200, False)
                 assert b"error" in got.body
