@@ -249,27 +249,49 @@ class _Picky:
     """A destination that cannot write one thing."""
 
     def __init__(self) -> None:
-        self.written: list[int] = []
+        self.written: list[bytes] = []
 
-    def write(self, items: deque[int], *, last: bool) -> None:
+    def write(self, items: deque[bytes], *, last: bool) -> None:
         while items:
-            if items[0] == 3:
+            if items[0] == b"3":
                 raise ValueError("three")
             self.written.append(items.popleft())
 
     def close(self) -> None:
-        self.written.append(-1)
+        self.written.append(b"closed")
 
 
 def test_what_cannot_be_written_at_all_holds_nothing_up() -> None:
     picky = _Picky()
     writer = Writer("test", picky, 100)
     for number in range(6):
-        writer.put(number, 1)
-    wait_for("the rest", lambda: picky.written == [0, 1, 2, 4, 5])
+        writer.put(b"%d" % number, 1)
+    wait_for("the rest", lambda: b"".join(picky.written) == b"01245")
     writer.close(1.0)
-    assert picky.written[-1] == -1
+    assert picky.written[-1] == b"closed"
     assert writer.dropped == 1
+
+
+def test_none_is_lost_and_none_comes_twice_while_the_thread_takes_over(tmp_path: Path) -> None:
+    """The thread takes lines away in the very moments in which others are put."""
+    path = tmp_path / "access.log"
+    writer = Writer("test", Lines(RotatingFile(path, Rotation(1 << 30, keep=2))), 1 << 30)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        ends = time.monotonic() + 1.5
+        put = 0
+        while time.monotonic() < ends:
+            for _ in range(100):
+                line = b"%d\n" % put
+                writer.put(line, len(line))
+                put += 1
+    finally:
+        sys.setswitchinterval(before)
+    writer.close(10.0)
+    assert writer.dropped == 0
+    assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(put))
+    assert put > 10_000
 
 
 STORM = """

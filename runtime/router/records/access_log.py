@@ -36,7 +36,7 @@ class AccessLog:
     def __init__(self, config: AccessLogConfig, worker: int = 0) -> None:
         path = of_worker(config.path, worker)
         file = RotatingFile(path, Rotation(config.max_bytes, config.keep))
-        self.writer: Writer[bytes] = Writer("access_log", Lines(file), _QUEUE_BYTES)
+        self.writer = Writer("access_log", Lines(file), _QUEUE_BYTES)
         self._put = self.writer.put
         self._known: dict[tuple[str, str, str, str, int, int, bool], tuple[Caller | None, bytes]] = {}
         self._second = -1

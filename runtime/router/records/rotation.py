@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 _AT_ONCE_BYTES = 1 << 18
-_LINES_AT_ONCE = 4096
+_LINES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,11 @@ class RotatingFile:
                 self._rotate(now)
                 continue
             self._write(b"".join(batch))
-            for _ in batch:
-                lines.popleft()
+            if len(batch) == len(lines):
+                lines.clear()
+            else:
+                for _ in batch:
+                    lines.popleft()
 
     def close(self) -> None:
         """Give the file back; `append` would open it again."""
@@ -99,10 +102,13 @@ class RotatingFile:
         for itself."""
         if not self._regular:
             return [lines[0]]
+        room = self._rotation.max_bytes - self._size
+        several = list(islice(lines, _LINES_AT_ONCE))
+        if sum(map(len, several)) <= min(room, _AT_ONCE_BYTES):
+            return several
         batch: list[bytes] = []
         size = 0
-        room = self._rotation.max_bytes - self._size
-        for line in islice(lines, _LINES_AT_ONCE):
+        for line in several:
             size += len(line)
             if (size > room and (batch or self._size)) or (batch and size > _AT_ONCE_BYTES):
                 break

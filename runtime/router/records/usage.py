@@ -35,7 +35,7 @@ class UsageLog:
     """The usage of one worker. `folder` is where its file is, `usage.jsonl`; None: sums only."""
 
     def __init__(self, folder: Path | None, rotation: Rotation, worker: int = 0) -> None:
-        self.writer: Writer[bytes] | None = None
+        self.writer: Writer | None = None
         if folder is not None:
             file = RotatingFile(of_worker(folder / "usage.jsonl", worker), rotation)
             self.writer = Writer("usage", Lines(file), _QUEUE_BYTES)

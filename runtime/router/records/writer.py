@@ -17,6 +17,8 @@ FLUSH_S = 0.2
 """How late a record is written at most, while the disk is well."""
 _TURN_BYTES = 1 << 20
 """What one queue writes before the next one's turn."""
+_LINES_OF_A_TURN = 4096
+"""The same in lines of a log."""
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class Queue(Generic[T]):
         if not self.error:  # else it stays where it could be given back
             self._take(_TURN_BYTES)
         self._write(last=False)
-        return bool(self._queue) and not self.error
+        return self.pending and not self.error
 
     def finish(self) -> None:
         """Write all that is left, and close the destination."""
@@ -156,10 +158,15 @@ class Queue(Generic[T]):
                 self._room.lost += 1
         else:
             self.error = ""
-        for _ in range(before - len(waiting)):
-            size = self._sizes.popleft()
-            self._taken_bytes += size
-            self._room.taken_bytes += size
+        written = 0
+        if waiting:
+            for _ in range(before - len(waiting)):
+                written += self._sizes.popleft()
+        else:
+            written = sum(self._sizes)
+            self._sizes.clear()
+        self._taken_bytes += written
+        self._room.taken_bytes += written
 
 
 class WriterThread:
@@ -208,13 +215,39 @@ class WriterThread:
         return False
 
 
-class Writer(Queue[T]):
-    """A queue with room and a thread of its own."""
+class Writer(Queue[bytes]):
+    """A queue of lines with room and a thread of its own. Nobody shares the room, so nothing is ever given
+    back, and lines can be taken over by the thousand: each costs a third of what it costs in a `Queue`."""
 
-    def __init__(self, name: str, destination: Destination[T], most_bytes: int) -> None:
+    def __init__(self, name: str, destination: Destination[bytes], most_bytes: int) -> None:
         super().__init__(name, destination, Room(most_bytes))
+        self._most_bytes = most_bytes
+        self._lines: list[bytes] = []
         self._worker = WriterThread(name)
         self._worker.add(self)
+
+    @property
+    def pending(self) -> bool:
+        """See `Queue.pending`."""
+        return bool(self._lines)
+
+    def put(self, item: bytes, size: int) -> None:
+        """See `Queue.put`."""
+        room = self._room
+        if room.put_bytes - room.taken_bytes + size > self._most_bytes:
+            room.refused += 1
+            return
+        room.put_bytes += size
+        self._put_bytes += size
+        self._lines.append(item)
+
+    def _take(self, most_bytes: int) -> None:
+        lines = self._lines
+        # Each of the two is one step of the interpreter, and the loop only ever adds behind them.
+        taken = lines[: len(lines) if most_bytes >= self.held else _LINES_OF_A_TURN]
+        del lines[: len(taken)]
+        self._waiting.extend(taken)
+        self._sizes.extend(map(len, taken))
 
     @property
     def dropped(self) -> int:
