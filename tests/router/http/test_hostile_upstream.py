@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import httpx
 import pytest
 
-from servestate.runtime.router import Limits
+from servestate.runtime.router import Limits, proxy
 from servestate.runtime.router.http import http1
 from servestate.runtime.router.http.heads import AnswerHead, BadAnswer
 from servestate.runtime.router.http.http1 import AnswerReader
@@ -387,12 +387,16 @@ def test_every_cut_is_seen(kind: str) -> None:
     rig.run(body())
 
 
-@pytest.mark.parametrize("kind", ["chunked", "events"])
+@pytest.mark.parametrize("kind", ["length", "chunked", "events"])
 def test_the_check_notices_a_router_that_takes_a_close_for_the_end(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an upstream's close taken for the end of its answer, cuts must pass for whole."""
+    """With an upstream's close taken for the end of its answer, cuts must pass for whole; of a known length,
+    where the router frames anew what came."""
     lost = Exchange.lost
+    if kind == "length":
+        framed = proxy.framing_of
+        monkeypatch.setattr(proxy, "framing_of", lambda status, _, client: framed(status, None, client))
 
     def believes(self: Exchange, why: str, *, bad: bool) -> None:
         if self.begun:
