@@ -10,6 +10,8 @@
 | not HTTP, surplus bytes            | 500, not safe to repeat                                | cut       |
 | client gone                        | upstream cancelled                                     | cancelled |
 
+An entity of which all replicas are ejected is passed over for the next one that is not, if there is one.
+
 The next entity: only where the endpoint falls back and the request named none, in declared order, each once,
 within one deadline for all. Where none is left and the last of them asked for a pause that fits the deadline,
 it gets one more try after that. `after_send` is the operator's word that a request may run twice.
@@ -315,8 +317,17 @@ class Exchange(upstream.Exchange):
         entity.counters.inflight += 1
 
     def _try_next(self, now: float) -> None:
-        entity = self._entity
-        prefix = self._call.prefix() if entity.by_prefix else b""
+        entity, call = self._entity, self._call
+        if (
+            call.endpoint.fallback
+            and not self._tried
+            and entity.closed(now)
+            and self._is_better_elsewhere(now)
+        ):
+            why = f"all replicas of the served entity {entity.name!r} are ejected"
+            self._missed(errors.unavailable(why), "ejected")
+            return
+        prefix = call.prefix() if entity.by_prefix else b""
         backend = entity.choose(self._tried, now, prefix)
         if backend is None:
             self._missed(
@@ -404,7 +415,7 @@ class Exchange(upstream.Exchange):
     def _elsewhere(self) -> tuple[LiveEntity, bytes] | None:
         """The next entity to try, with the body that it gets."""
         call = self._call
-        if not call.endpoint.traffic.fallback or call.how != "split" or self._failure is not None:
+        if not call.endpoint.fallback or call.how != "split" or self._failure is not None:
             return None
         self._entities_tried += (self._entity,)
         for entity in call.endpoint.entities:
@@ -416,10 +427,26 @@ class Exchange(upstream.Exchange):
                 self._entities_tried += (entity,)
         return None
 
+    def _is_better_elsewhere(self, now: float) -> bool:
+        """Whether one of the entities that are left would take the request, and is not ejected."""
+        call = self._call
+        if call.how != "split" or self._failure is not None:
+            return False
+        for entity in call.endpoint.entities:
+            if entity is self._entity or entity in self._entities_tried:
+                continue
+            if entity.backends and not entity.closed(now):
+                try:
+                    call.body_for(entity, self._limits)
+                except Refused:
+                    continue
+                return True
+        return False
+
     def _pause_for(self, failure: Failure) -> int:
         """Seconds after which the entity that was tried last is worth one more try; 0: none are."""
         endpoint = self._call.endpoint
-        if not endpoint.traffic.fallback or self._call.how != "split" or self._failure is not None:
+        if not endpoint.fallback or self._call.how != "split" or self._failure is not None:
             return 0
         asks = failure.asked
         return asks if self._loop.time() + asks < self._deadline else 0

@@ -73,15 +73,16 @@ class LiveBackend:
 
 
 class LiveEntity:
-    """A served entity with its replicas. `choose` is that of `Replicas`; `by_prefix` says that it wants the
-    beginning of the prompt. Of `route` what every request asks for stands here as well; `external`: it is a
-    model of somebody else's."""
+    """A served entity with its replicas. `choose` and `closed` are those of `Replicas`; `by_prefix` says that
+    it wants the beginning of the prompt. Of `route` what every request asks for stands here as well;
+    `external`: it is a model of somebody else's."""
 
     __slots__ = (
         "answer_fields",
         "backends",
         "by_prefix",
         "choose",
+        "closed",
         "counters",
         "external",
         "model",
@@ -107,7 +108,9 @@ class LiveEntity:
         self.answer_fields = answer_fields
         self.counters = counters
         self.by_prefix = policy == "prefix_hash"
-        self.choose = Replicas(backends, policy).choose
+        replicas = Replicas(backends, policy)
+        self.choose = replicas.choose
+        self.closed = replicas.closed
 
 
 class LiveEndpoint:
@@ -124,6 +127,7 @@ class LiveEndpoint:
         "config_version",
         "deadline_s",
         "entities",
+        "fallback",
         "grants",
         "guard_input",
         "guard_output",
@@ -164,6 +168,7 @@ class LiveEndpoint:
         self.deadline_s: float = traffic.deadline_s or limits.request_s
         self.stall_s: float = traffic.stall_s or limits.stall_s
         self.named_by_header = traffic.named_by_header
+        self.fallback = traffic.fallback
         self.guard_input = LiveGuard(routes.guard_input) if routes.guard_input is not None else None
         self.guard_output = LiveGuard(routes.guard_output) if routes.guard_output is not None else None
         self.usage = routes.usage

@@ -72,8 +72,11 @@ class Replicas(Generic[R]):
     def choose(self, tried: tuple[R, ...], now: float, prefix: bytes = b"") -> R | None:
         """The replica for a request whose prompt begins with `prefix` (b"": nobody knows), other than those
         it was `tried` on; None if there is none left. `now` is on the clock of `Health`."""
-        if self._sole is not None and not tried:
-            return self._sole
+        sole = self._sole
+        if sole is not None and not tried:
+            if not sole.gauge.health.well:
+                sole.gauge.health.chosen(now)
+            return sole
         fit = [r for r in self._all if r.gauge.health.closed_until <= now and r not in tried]
         if not fit:
             left = [r for r in self._all if r not in tried]
@@ -90,6 +93,10 @@ class Replicas(Generic[R]):
         if not health.well:
             health.chosen(now)
         return chosen
+
+    def closed(self, now: float) -> bool:
+        """Whether all of them are ejected: a request goes to one only where there is no better place."""
+        return bool(self._all) and all([r.gauge.health.closed_until > now for r in self._all])
 
     def _least(self, fit: list[R]) -> R:
         if len(fit) == 2:

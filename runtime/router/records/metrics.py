@@ -32,6 +32,7 @@ _REASONS: Final = (
     ("rate_limited", re.compile(r"\b429\b")),
     ("status_5xx", re.compile(r"\b5\d\d\b|\b5xx\b")),
     ("status_4xx", re.compile(r"\b4\d\d\b")),
+    ("ejected", re.compile(r"ejected")),
     ("not_ready", re.compile(r"not ready|no replica")),
     ("stalled", re.compile(r"progress|stall")),
     ("timeout", re.compile(r"time|within|too slow|late\b")),

@@ -13,6 +13,7 @@ import pytest
 from servestate.planner.table import Backend, EntityRoute, Guard, RoutingTable, Traffic
 from servestate.runtime.router.balance.health import Health
 from servestate.runtime.router.balance.policy import HealthPolicy
+from servestate.runtime.router.balance.replicas import Replicas
 from servestate.runtime.router.records.exposition import expose
 from tests.router import rig
 from tests.router.leftovers import nothing_is_left
@@ -112,6 +113,85 @@ def test_answers_that_never_were_count_too(script: Script, reason: str, status: 
         ):
             assert await statuses(r, 20) == {status: 5, 200: 15}
             assert r.router.report()["replicas"]["a#0"]["reason"] == reason
+
+    rig.run(body())
+
+
+def fallback(first: str, second: str) -> RoutingTable:
+    """Two entities of one replica each, of which the second has no share."""
+    return table(entity("a", 100, first), entity("b", 0, second), traffic=Traffic(fallback=True))
+
+
+async def passed_over(r: Rig, bad: Upstream) -> None:
+    assert await statuses(r, 5) == {200: 5}
+    assert state(r) == "ejected"
+    got = await ask(r, request())
+    assert (got.status, got.fields["x-servestate-entity"]) == (200, "b")
+    assert await statuses(r, 9) == {200: 9}
+    assert len(bad.received) == 5, "who falls back asks none again of which all that it has is ejected"
+
+
+def test_with_fallback_an_entity_is_passed_over_while_all_of_it_is_ejected() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(says(BROKEN)) as bad,
+            Upstream() as good,
+            serving(fallback(bad.url, good.url), LONG) as r,
+        ):
+            await passed_over(r, bad)
+            fallbacks = r.router.snapshot()["servestate_fallbacks_total"]
+            assert [["chat-ep", "a", "b", "ejected"], 10] in fallbacks
+            direct = request(target="/serving-endpoints/chat-ep/served-models/a/invocations")
+            assert (await ask(r, direct)).status == 500, "who names it gets it"
+            await nothing_is_left(r, bad, good)
+
+    rig.run(body())
+
+
+def test_the_check_notices_a_router_that_asks_the_ejected_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replicas, "closed", lambda replicas, now: False)
+
+    async def body() -> None:
+        async with (
+            Upstream(says(BROKEN)) as bad,
+            Upstream() as good,
+            serving(fallback(bad.url, good.url), LONG) as r,
+        ):
+            with pytest.raises(AssertionError, match="asks none again"):
+                await passed_over(r, bad)
+
+    rig.run(body())
+
+
+def test_with_fallback_one_request_is_its_trial() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(in_turn(*[BROKEN] * 2, answer())) as ill,
+            Upstream() as good,
+            serving(fallback(ill.url, good.url), SHORT) as r,
+        ):
+            assert await statuses(r, 2) == {200: 2}
+            assert state(r) == "ejected"
+            await asyncio.sleep(0.06)
+            got = await ask(r, request())
+            assert (got.status, got.fields["x-servestate-entity"]) == (200, "a")
+            assert state(r) == "healthy"
+            assert await statuses(r, 5) == {200: 5}
+            assert (len(ill.received), len(good.received)) == (8, 2)
+
+    rig.run(body())
+
+
+def test_where_every_entity_is_ejected_they_are_asked_all_the_same() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(says(BROKEN)) as one,
+            Upstream(says(BROKEN)) as other,
+            serving(fallback(one.url, other.url), LONG) as r,
+        ):
+            assert await statuses(r, 12) == {500: 12}
+            assert {state(r, "a#0"), state(r, "b#0")} == {"ejected"}
+            assert (len(one.received), len(other.received)) == (12, 12)
 
     rig.run(body())
 

@@ -12,7 +12,7 @@ import pytest
 
 from servestate.planner.table import Backend, EntityRoute, RoutingTable
 from servestate.providers.secrets import EnvSecrets
-from servestate.runtime.router.balance.health import HEALTH, Ejected, Health
+from servestate.runtime.router.balance.health import HEALTH, Health, Trial
 from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.balance.prober import Prober
 from servestate.runtime.router.limits import Limits
@@ -96,7 +96,7 @@ def test_a_server_that_flips_is_ejected_and_comes_back_for_a_trial() -> None:
             await until(lambda: p.health(upstream).closed_until <= asyncio.get_running_loop().time())
             chat = p.table.endpoints["chat-ep"].by_name["chat"]
             assert chat.choose((), asyncio.get_running_loop().time()) is chat.backends[0]
-            assert isinstance(p.health(upstream).state, Ejected)
+            assert isinstance(p.health(upstream).state, Trial)
             assert p.ejections.total() == 1
 
     run(body())
