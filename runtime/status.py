@@ -23,6 +23,7 @@ from servestate.runtime.supervision import (
     read_supervision,
     supervision_path,
 )
+from servestate.runtime.troubles import TROUBLES
 from servestate.runtime.workspace import Workspace
 
 
@@ -68,17 +69,6 @@ def describe(
     }
 
 
-_TROUBLES = (
-    "access_error",
-    "tls_error",
-    "table_copy_error",
-    "access_log_error",
-    "usage_error",
-    "inference_tables_error",
-    "traces_error",
-)
-
-
 def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     """What matters of a router's report: `troubles` are what it cannot do, `ejected` the replicas that it
     leaves out, each with the reason; `replacing` the process of the router that it is taking over from, None
@@ -87,7 +77,7 @@ def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     keys = ("pid", "listen", "table_version", "table_error", "connections")
     reports = {**router, **router.get("books", {})}
-    troubles = {key: reports[key] for key in _TROUBLES if reports.get(key)}
+    troubles = {key: reports[key] for key in TROUBLES if key != "table_error" and reports.get(key)}
     ejected = {
         name: replica["reason"]
         for name, replica in router.get("replicas", {}).items()

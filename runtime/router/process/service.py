@@ -31,8 +31,13 @@ from servestate.runtime.router.quota.memory import MOST_WORKERS, Memory
 from servestate.runtime.router.records.exposition import expose
 from servestate.runtime.router.records.families import Snapshot
 from servestate.runtime.router.records.metrics import merge
+from servestate.runtime.router.records.unwritable import check_access_log
+from servestate.runtime.troubles import news
 
 OnReady = Callable[[str], None]
+
+_LOOK_S = 1.0
+"""How often it is looked whether there is something that cannot be done."""
 
 
 def run(
@@ -45,7 +50,7 @@ def run(
     tell: Tell | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until another router has taken over; the exit code. A second signal
-    cuts what is still in flight. Raises InvalidInput SS601..SS604, SS610 and SS640..SS642 if it cannot start.
+    cuts what is still in flight. Raises InvalidInput SS601..SS604, SS610 and SS640..SS644 if it cannot start.
 
     Once requests are accepted, `on_management`, where there is such a listener, and then `on_ready` are
     called with the URLs. `replace`: take over from the router that runs, if one does. `on_alone` is called
@@ -139,6 +144,7 @@ class Service:
         self._answering: _Single | Workers
         self._control = _Control(config, self)
         self._predecessor: Predecessor | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._succession = Succession(
             config.control_path, self._belongings, self.brief, self._control.open, self._handed
         )
@@ -165,6 +171,7 @@ class Service:
                 check_alone(config.control_path)  # here first: that its port is taken would be said of any
             else:
                 undoing.callback(predecessor.leave)
+            check_access_log(config.books.access_log)
             self._sockets = open_all((config.host, config.port), config.management, config.workers, kept)
             undoing.callback(self._sockets.close)
             self._answering = self._answerers(predecessor)
@@ -179,6 +186,7 @@ class Service:
                 self._succession.open_for_all = False
                 await predecessor.follow()
             undoing.pop_all()
+        self._watching = asyncio.create_task(self._watch())
         kept.without(self._sockets).close()  # where nobody listens any more, nobody shall wait
 
     def _answerers(self, predecessor: Predecessor | None) -> _Single | Workers:
@@ -202,12 +210,25 @@ class Service:
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
+        if self._watching is not None:
+            self._watching.cancel()
         self._sockets.close()
         await self._answering.stop()
         self._control.close()
         await self._succession.close()
         if self._memory is not None:
             self._memory.close()
+
+    async def _watch(self) -> None:
+        """Tell people what cannot be done, once when that begins and once when it ends."""
+        said: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(Silent):  # a worker that is started anew: the next look tells
+                now = await self._answering.troubles()
+                for line in news(said, now):
+                    self._tell(f"servestate: {line}")
+                said = now
 
     def abort(self) -> None:
         """Close all connections at once; to be called while `stop` waits for them."""
@@ -272,6 +293,9 @@ class _Single:
 
     async def brief(self) -> dict[str, Any]:
         return self._router.brief()
+
+    async def troubles(self) -> dict[str, str]:
+        return self._router.troubles()
 
     async def snapshots(self) -> list[Snapshot]:
         return [self._router.snapshot()]

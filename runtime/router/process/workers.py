@@ -118,6 +118,12 @@ class Workers:
         said = await asyncio.gather(*(place.ask("brief") for place in self._places))
         return merged_briefs([now for now, _ in said if now is not None])
 
+    async def troubles(self) -> dict[str, str]:
+        """See `server.Router.troubles`; of each the reason that the first who has it gives. Raises Silent."""
+        said = await asyncio.gather(*(place.ask("troubles") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        return {key: why for one in reversed(running) for key, why in one.items()}
+
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
         said = await asyncio.gather(*(place.ask("metrics") for place in self._places))

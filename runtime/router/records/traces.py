@@ -57,7 +57,7 @@ class Watched:
         finally:  # what it raises, the SDK logs and forgets
             if not delivered:
                 self.dropped += len(spans)
-            self.error = "" if delivered else f"{len(spans)} spans could not be sent to {self._url}"
+            self.error = "" if delivered else f"{self._url} did not take the last ones"
         return result
 
     def shutdown(self) -> None:

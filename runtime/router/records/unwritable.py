@@ -6,6 +6,9 @@ import errno
 import os
 from pathlib import Path
 
+from servestate.planner.diagnostics import Diagnostic, InvalidInput
+from servestate.runtime.router.records.keeping import AccessLogConfig
+
 _FOLDER_IS_A_FILE = "one of its folders is a file: move that away, or name another path"
 _NOT_ALLOWED = "let the user who serves write there, or name another path"
 _FULL = "make room: what waits is written then"
@@ -23,9 +26,24 @@ _REMEDIES = {
 
 def unwritable(path: Path, error: OSError) -> str:
     """The file, why it cannot be written and what helps, in one line."""
+    return f"{_reason(path, error)}; {_remedy(error)}"
+
+
+def _reason(path: Path, error: OSError) -> str:
     number = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno
-    why = os.strerror(number) if number else str(error)
-    return f"{path}: {why}; {_REMEDIES.get(number or 0, 'what waits is written once that is mended')}"
+    return f"{path}: {os.strerror(number) if number else error}"
+
+
+def _remedy(error: OSError) -> str:
+    return _REMEDIES.get(error.errno or 0, "what waits is written once that is mended")
+
+
+def check_access_log(config: AccessLogConfig | None) -> None:
+    """Raises InvalidInput SS644 where it is seen that the log of the site cannot be written."""
+    if config is not None and (error := obstacle(config.path)) is not None:
+        what = f"the access log cannot be written: {_reason(config.path, error)}"
+        fix = f"{_remedy(error)} (servestate.router.access_log.path)"
+        raise InvalidInput([Diagnostic("SS644", what, fix)])
 
 
 def obstacle(path: Path) -> OSError | None:
