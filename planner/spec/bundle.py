@@ -18,7 +18,7 @@ from servestate.planner.spec.report import Report, written_path
 from servestate.planner.spec.rules import RULES
 from servestate.planner.spec.schema import validate
 from servestate.planner.spec.site import Site
-from servestate.planner.spec.site_rules import SITE_RULES
+from servestate.planner.spec.site_rules import ABSENCE_RULES, SITE_RULES
 from servestate.planner.spec.tree import ENDPOINTS, Document, Source, Tree, compose
 
 __all__ = ["Desired", "DesiredEndpoint", "Document", "load"]
@@ -118,12 +118,13 @@ def _name(endpoint: DesiredEndpoint) -> str:
 
 
 def _site(block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings) -> Site:
+    whole = not findings.failed  # else what seems to be missing may be what could not be read
     site = validate(Site, block, ("servestate",), findings)
     if site is None:
         return Site()
     report = Report(findings, block, ("servestate",))
     specs = [endpoint.spec for endpoint in endpoints]
-    for rule in SITE_RULES:
+    for rule in (*SITE_RULES, *ABSENCE_RULES) if whole else SITE_RULES:
         rule(site, specs, report)
     return site
 
