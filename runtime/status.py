@@ -72,7 +72,7 @@ def describe(
 def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     """What matters of a router's report: `troubles` are what it cannot do, `ejected` the replicas that it
     leaves out, each with the reason; `replacing` the process of the router that it is taking over from, None
-    where there is none."""
+    where there is none; `draining` that it only ends what is in flight."""
     if router is None:
         return None
     keys = ("pid", "listen", "table_version", "table_error", "connections")
@@ -86,6 +86,8 @@ def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     return {key: router[key] for key in keys} | {
         "workers": router.get("workers", []),
         "replacing": router.get("replacing"),
+        "draining": router.get("draining", False),
+        "inflight": router.get("inflight", 0),
         "troubles": troubles,
         "ejected": ejected,
     }

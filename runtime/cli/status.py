@@ -35,7 +35,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     elif router is None:
         lines.append("router: not running (servestate serve)")
     else:
-        lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
+        where = f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}"
+        lines.append(where + _ending(router))
         lines += _worker_lines(router)
         if router["table_error"]:
             lines.append(_indented(TROUBLES["table_error"].told(router["table_error"])))
@@ -54,6 +55,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += ["", "drift (servestate apply repairs it):"]
         lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in drift]
     return lines
+
+
+def _ending(router: dict[str, Any]) -> str:
+    if not router.get("draining"):
+        return ""
+    return f", draining: {counted(router['inflight'], 'request')} in flight"
 
 
 def _told(key: str, why: str) -> str:

@@ -217,6 +217,7 @@ class Router:
             "table_version": self.desk.table.source.version,
             "table_error": self._watch.error,
             "connections": self._connections,
+            "inflight": self.desk.inflight,
             "replicas": {name: {"inflight": one.inflight} for name, one in gauges.items() if one.inflight},
         }
 
@@ -231,6 +232,7 @@ class Router:
             "table_version": self.desk.table.source.version,
             **self._file_errors(),
             "connections": self._connections,
+            "inflight": self.desk.inflight,
             "endpoints": endpoints_report(self.desk.table),
             "replicas": replicas_report(self._registry.gauges, time.monotonic()),
             "books": self.books.report(),

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from servestate.planner.plural import counted
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.process.handover import Belongings, Predecessor, Succession, predecessor_of
 from servestate.runtime.router.process.listen import (
@@ -145,6 +146,7 @@ class Service:
         self._control = _Control(config, self)
         self._predecessor: Predecessor | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._draining = self._replaced = False
         self._succession = Succession(
             config.control_path, self._belongings, self.brief, self._control.open, self._handed
         )
@@ -210,14 +212,26 @@ class Service:
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
+        self._draining = True
         if self._watching is not None:
             self._watching.cancel()
         self._sockets.close()
+        if not self._replaced:  # else it was said then
+            self._tell(f"servestate: stopping: {await self._underway()}")
         await self._answering.stop()
         self._control.close()
         await self._succession.close()
         if self._memory is not None:
             self._memory.close()
+
+    async def _underway(self) -> str:
+        """What `stop` waits for, for people."""
+        longest = f"at most {self._config.limits.drain_s:g} s"
+        try:
+            count = (await self._answering.brief())["inflight"]
+        except Silent:
+            return longest
+        return f"{counted(count, 'request')} in flight, {longest}" if count else "nothing in flight"
 
     async def _watch(self) -> None:
         """Tell people what cannot be done, once when that begins and once when it ends."""
@@ -236,7 +250,7 @@ class Service:
 
     async def report(self) -> Report:
         """See `status.Reporting`."""
-        return self._with_predecessor(await self._answering.report())
+        return {**self._with_predecessor(await self._answering.report()), "draining": self._draining}
 
     async def brief(self) -> Report:
         """See `status.Reporting`."""
@@ -259,6 +273,7 @@ class Service:
         return Belongings(self._sockets, memory, self._numbers)
 
     def _handed(self, successor: int) -> None:
+        self._replaced = True
         self._when_handed()
         self._tell(f"servestate: replaced by the router with pid {successor}; ending what is in flight")
 
@@ -268,6 +283,7 @@ class _Single:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._stopping = False
         self._sockets = Sockets()
         self.url = self.management_url = ""
 
@@ -279,6 +295,7 @@ class _Single:
         self.url, self.management_url = self._router.url, self._router.management_url
 
     async def stop(self) -> None:
+        self._stopping = True
         if self.url:
             await self._router.stop()
 
@@ -288,7 +305,8 @@ class _Single:
     async def report(self) -> dict[str, Any]:
         report = self._router.report()
         version = report["table_version"]
-        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0, "table_version": version}
+        state = "draining" if self._stopping else "ready"
+        worker = {"pid": os.getpid(), "state": state, "restarts": 0, "table_version": version}
         return {**report, "workers": [worker]}
 
     async def brief(self) -> dict[str, Any]:
