@@ -173,6 +173,10 @@ def something_to_serve(endpoint: Endpoint, report: Report) -> None:
             report.error(
                 "SS110", what, "add entity_name and entity_version, or external_model", *_ENTITIES, index
             )
+        elif entity.external_model is not None and not entity.external_model.name.strip():
+            what = f'the external model of "{shorten(entity.name)}" has no name'
+            fix = "write the name that its provider knows it by"
+            report.error("SS110", what, fix, *_ENTITIES, index, "external_model", "name")
 
 
 def model_names(endpoint: Endpoint, report: Report) -> None:
