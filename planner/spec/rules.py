@@ -278,4 +278,5 @@ RULES: tuple[Rule, ...] = (
     gateway_rules.keywords,  # SS220
     reserved_rules.in_endpoint,  # SS195, also a rule of the site
 )
-"""Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26."""
+"""Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26; nor is SS149 of
+`gateway_rules`, for which the site has to be known."""
