@@ -131,44 +131,6 @@ def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
     rig.run(body())
 
 
-def test_a_load_balancer_is_told_whether_it_serves() -> None:
-    """Anybody is, with or without tokens, and nothing beyond that."""
-
-    async def body() -> None:
-        gate = asyncio.Event()
-
-        async def held(received: Received, writer: asyncio.StreamWriter) -> None:
-            await gate.wait()
-            writer.write(answer())
-
-        look = request(b"", "/healthz", method="GET")
-        keys = rig.keyring(secret={"user_name": "ann", "rights": ["query"]})
-        async with Upstream(held) as up, serving(table(entity("a", 100, up.url)), keyring=keys) as r:
-            reader, writer = await r.connect()
-            for _ in range(2):
-                writer.write(look)
-                got = await read_answer(reader)
-                assert (got.status, got.json(), got.closed) == (200, {"status": "ok"}, False)
-                assert set(got.fields) == {"x-request-id", "content-type", "content-length"}
-            expecting = request(b"{}", "/healthz", "Expect: 100-continue\r\n", method="GET")
-            assert (await rig.ask(r, expecting.removesuffix(b"{}"))).status == 404
-            asking, other = await r.connect()
-            other.write(request(fields="Authorization: Bearer secret\r\n"))
-            await rig.until(lambda: len(up.received) == 1)
-            stopping = asyncio.create_task(r.router.stop())
-            await asyncio.sleep(0)
-            writer.write(look)
-            got = await read_answer(reader)
-            assert (got.status, got.json(), got.closed) == (503, {"status": "stopping"}, True)
-            gate.set()
-            assert (await read_answer(asking)).status == 200
-            await rig.bounded(stopping)
-            writer.close()
-            other.close()
-
-    rig.run(body())
-
-
 def test_stopping_does_not_wait_for_ever() -> None:
     async def body() -> None:
         async def never(received: Received, writer: asyncio.StreamWriter) -> None:

@@ -562,32 +562,3 @@ def test_it_starts_again_without_anybody_who_writes_tables(tmp_path: Path, worke
                 assert "servestate apply" in said
 
     rig.run(body())
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_while_it_drains_it_says_so(tmp_path: Path, workers: int) -> None:
-    async def body() -> None:
-        held = asyncio.Event()
-
-        async def hold(received: Received, writer: asyncio.StreamWriter) -> None:
-            await asyncio.wait_for(held.wait(), 10)
-            writer.write(answer())
-
-        async with Upstream(hold) as up:
-            write_table(tmp_path / "table.json", table(entity("a", 100, up.url), entity("b", 0, up.url)))
-            with launched(tmp_path, workers=workers, drain_s=20) as router:
-                serving = status(tmp_path)
-                assert (serving["draining"], serving["inflight"]) == (False, 0)
-                asking = asyncio.create_task(ask(router.port))
-                await rig.until(lambda: len(up.received) == 1)
-                router.process.send_signal(signal.SIGTERM)
-                told = await when(tmp_path, lambda found: found["draining"])
-                assert told["inflight"] == 1
-                assert "draining" in {worker["state"] for worker in told["workers"]}
-                assert "ready" not in {worker["state"] for worker in told["workers"]}
-                held.set()
-                assert (await asking).status == 200
-                await asyncio.to_thread(router.wait)
-                assert router.said == "servestate: stopping: 1 request in flight, at most 20 s\n"
-
-    rig.run(body())
