@@ -23,6 +23,7 @@ from servestate.runtime.supervision import (
     read_supervision,
     supervision_path,
 )
+from servestate.runtime.troubles import TROUBLES
 from servestate.runtime.workspace import Workspace
 
 
@@ -68,26 +69,15 @@ def describe(
     }
 
 
-_TROUBLES = (
-    "access_error",
-    "tls_error",
-    "table_copy_error",
-    "access_log_error",
-    "usage_error",
-    "inference_tables_error",
-    "traces_error",
-)
-
-
 def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     """What matters of a router's report: `troubles` are what it cannot do, `ejected` the replicas that it
     leaves out, each with the reason; `replacing` the process of the router that it is taking over from, None
-    where there is none."""
+    where there is none; `draining` that it only ends what is in flight."""
     if router is None:
         return None
     keys = ("pid", "listen", "table_version", "table_error", "connections")
     reports = {**router, **router.get("books", {})}
-    troubles = {key: reports[key] for key in _TROUBLES if reports.get(key)}
+    troubles = {key: reports[key] for key in TROUBLES if key != "table_error" and reports.get(key)}
     ejected = {
         name: replica["reason"]
         for name, replica in router.get("replicas", {}).items()
@@ -96,6 +86,8 @@ def _router(router: dict[str, Any] | None) -> dict[str, Any] | None:
     return {key: router[key] for key in keys} | {
         "workers": router.get("workers", []),
         "replacing": router.get("replacing"),
+        "draining": router.get("draining", False),
+        "inflight": router.get("inflight", 0),
         "troubles": troubles,
         "ejected": ejected,
     }

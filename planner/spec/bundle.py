@@ -13,12 +13,13 @@ from servestate.planner.diagnostics import Diagnostic, Where
 from servestate.planner.spec.complete import complete
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.findings import Findings, TooMany
+from servestate.planner.spec.gateway_rules import limits_of_nobody
 from servestate.planner.spec.places import Block, dotted, mark_of, where
 from servestate.planner.spec.report import Report, written_path
 from servestate.planner.spec.rules import RULES
 from servestate.planner.spec.schema import validate
 from servestate.planner.spec.site import Site
-from servestate.planner.spec.site_rules import SITE_RULES
+from servestate.planner.spec.site_rules import ABSENCE_RULES, SITE_RULES
 from servestate.planner.spec.tree import ENDPOINTS, Document, Source, Tree, compose
 
 __all__ = ["Desired", "DesiredEndpoint", "Document", "load"]
@@ -104,9 +105,12 @@ def load(
 
 def _load(source: Source, findings: Findings) -> Desired:
     tree = compose(source, findings)
-    endpoints = _endpoints(tree.endpoints, findings)
-    site = _site(tree.site, endpoints, findings)
+    site = validate(Site, tree.site, ("servestate",), findings)
+    endpoints = _endpoints(tree.endpoints, site, findings)
+    if site is not None:
+        _check_site(site, tree.site, endpoints, findings)
     findings.check()
+    assert site is not None, "without a finding it is one"
     endpoints.sort(key=_name)
     # Targets of one bundle share its YAML, not its endpoints: applying one must not delete those of another.
     owner = f"{tree.bundle}@{tree.target}" if tree.target else tree.bundle
@@ -117,18 +121,15 @@ def _name(endpoint: DesiredEndpoint) -> str:
     return endpoint.spec.name
 
 
-def _site(block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings) -> Site:
-    site = validate(Site, block, ("servestate",), findings)
-    if site is None:
-        return Site()
+def _check_site(site: Site, block: Block, endpoints: Sequence[DesiredEndpoint], findings: Findings) -> None:
+    whole = not findings.failed  # else what seems to be missing may be what could not be read
     report = Report(findings, block, ("servestate",))
     specs = [endpoint.spec for endpoint in endpoints]
-    for rule in SITE_RULES:
+    for rule in (*SITE_RULES, *ABSENCE_RULES) if whole else SITE_RULES:
         rule(site, specs, report)
-    return site
 
 
-def _endpoints(blocks: Block, findings: Findings) -> list[DesiredEndpoint]:
+def _endpoints(blocks: Block, site: Site | None, findings: Findings) -> list[DesiredEndpoint]:
     loaded: list[DesiredEndpoint] = []
     first: dict[str, DesiredEndpoint] = {}
     for key, mark in zip(list(blocks), blocks.marks[1::2], strict=True):
@@ -148,6 +149,8 @@ def _endpoints(blocks: Block, findings: Findings) -> list[DesiredEndpoint]:
         complete(spec)
         for rule in RULES:
             rule(spec, report)
+        if site is not None and not site.access.tokens:
+            limits_of_nobody(spec, report)
         endpoint = DesiredEndpoint(key, spec, where(mark, findings.names, path))
         _check_unique(endpoint, first.setdefault(spec.name, endpoint), report)
         loaded.append(endpoint)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 WANTED = "wanted"
 """Type of the errors raised here; their message is what was expected."""
 
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}\Z")
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h)?\Z")
-_UNIT_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|h|d)?\Z")
+_UNIT_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _LONGEST_S = 7 * 24 * 3600.0
 
 
@@ -46,19 +46,12 @@ def _version(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float:
-    seconds = _seconds_of(value)
-    if seconds is None or not 0 <= seconds <= _LONGEST_S:
-        raise PydanticCustomError(
-            WANTED, 'a duration from 0 to 7 days: seconds, or text such as "90s" or "5m"'
-        )
-    return seconds
-
-
-def _seconds_of(value: Any) -> float | None:
     if type(value) in (int, float):
         return float(value)
     match = _DURATION.match(value) if isinstance(value, str) else None
-    return float(match[1]) * _UNIT_SECONDS[match[2]] if match else None
+    if match is None:
+        raise PydanticCustomError(WANTED, 'a duration: seconds, or text such as "90s", "5m", "12h" or "2d"')
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 _SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\Z")
@@ -76,6 +69,22 @@ def _bytes(value: Any) -> int:
     if found is None or not 0 <= found <= _LARGEST:
         raise PydanticCustomError(WANTED, 'a size: bytes, or text such as "512MiB" or "80GiB"')
     return found
+
+
+def bound_like(written: Any, bound: float) -> str:
+    """`bound`, in seconds or bytes, in the unit that `written` has; without one where that has none."""
+    for form, units, smallest in ((_DURATION, _UNIT_SECONDS, "s"), (_SIZE, _UNIT_BYTES, "B")):
+        match = form.match(written) if isinstance(written, str) else None
+        if match is not None and match[2]:
+            count = bound / units[match[2]]
+            if count == round(count, 1):
+                return f"{_plain(count)}{match[2]}"
+            return f"{_plain(bound)}{smallest}"
+    return _plain(bound)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def _fraction(value: Any) -> float:
@@ -103,8 +112,9 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Version = Annotated[str, BeforeValidator(_version)]
 """Text that samples also write as an integer; 2 becomes "2" (N5)."""
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-"""A duration in seconds; "90s", "5m" and "1h" pass."""
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=_LONGEST_S)]
+"""A duration in seconds, at most 7 days where a field has no bound of its own; "90s", "5m", "1h" and "2d"
+pass."""
 
 
 class Schema(BaseModel):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from servestate.planner.access import ANONYMOUS
+from servestate.planner.spec.characters import shorten
 from servestate.planner.spec.endpoint import Endpoint
 from servestate.planner.spec.gateway import GatewayRateLimit
 from servestate.planner.spec.report import Report
@@ -43,6 +45,18 @@ def _limit_problems(limit: GatewayRateLimit) -> Iterator[tuple[str, str, tuple[s
         yield f"is for a {limit.key} and has no principal", "add principal: NAME", ()
     if limit.key == "endpoint" and limit.principal:
         yield "is for the endpoint and has a principal", "remove it, or use another key", ("principal",)
+
+
+def limits_of_nobody(endpoint: Endpoint, report: Report) -> None:
+    """A limit for somebody, where no tokens tell callers apart. Only of sites without any."""
+    limits = endpoint.ai_gateway.rate_limits if endpoint.ai_gateway else ()
+    for index, limit in enumerate(limits):
+        whom = limit.key, limit.principal
+        if limit.key != "endpoint" and limit.principal and whom != ("user", ANONYMOUS):
+            who = f'the {limit.key} "{shorten(limit.principal)}"'
+            what = f"rate limit {index + 1} is for {who} and never applies: no access tokens are declared"
+            fix = "declare servestate.access.tokens: without, nobody is known by name; or use key: endpoint"
+            report.warning("SS149", what, fix, "ai_gateway", "rate_limits", index, "principal")
 
 
 def legacy_limits(endpoint: Endpoint, report: Report) -> None:

@@ -87,6 +87,6 @@ class RouterListener(Listener):
 
 
 class ManagementListener(Listener):
-    """The listener of the serving API, of metrics and of the status page."""
+    """The listener of the serving API and of metrics; models are called by it as well."""
 
     listen: str = "127.0.0.1:8081"

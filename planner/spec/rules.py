@@ -173,6 +173,10 @@ def something_to_serve(endpoint: Endpoint, report: Report) -> None:
             report.error(
                 "SS110", what, "add entity_name and entity_version, or external_model", *_ENTITIES, index
             )
+        elif entity.external_model is not None and not entity.external_model.name.strip():
+            what = f'the external model of "{shorten(entity.name)}" has no name'
+            fix = "write the name that its provider knows it by"
+            report.error("SS110", what, fix, *_ENTITIES, index, "external_model", "name")
 
 
 def model_names(endpoint: Endpoint, report: Report) -> None:
@@ -274,4 +278,5 @@ RULES: tuple[Rule, ...] = (
     gateway_rules.keywords,  # SS220
     reserved_rules.in_endpoint,  # SS195, also a rule of the site
 )
-"""Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26."""
+"""Rules with nothing to check in a block alone are not here: R5, R13 to R15, R19, R24 to R26; nor is SS149 of
+`gateway_rules`, for which the site has to be known."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from servestate.planner.spec.characters import shorten
-from servestate.planner.spec.fields import WANTED
+from servestate.planner.spec.fields import WANTED, bound_like
 from servestate.planner.spec.findings import Findings
 from servestate.planner.spec.places import Block, Items, Path, dotted, mark_of, value_at
 from servestate.planner.spec.suggest import did_you_mean
@@ -67,7 +67,7 @@ _EXPECTED = {
     "float_type": "a number",
     "float_parsing": "a number",
 }
-_BOUNDS = {"greater_than_equal": "{ge} or more", "less_than_equal": "{le} or less"}
+_BOUNDS = {"greater_than_equal": ("ge", "or more"), "less_than_equal": ("le", "or less")}
 
 
 def validate(kind: type[_M], block: Block, path: Path, findings: Findings) -> _M | None:
@@ -175,21 +175,22 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _wrong_value(block: Block, path: Path, detail: ErrorDetails, findings: Findings) -> None:
     inner = detail["loc"]
-    expected = _expected(detail)
-    found = _kind(detail["input"]) if _hidden(inner) else _shown(detail["input"])
+    # What a bound is compared with has no unit any more; people read what they wrote.
+    written = value_at(block, inner) if detail["type"] in _BOUNDS else detail["input"]
+    expected = _expected(detail, written)
+    found = _kind(written) if _hidden(inner) else _shown(written)
     what = f"{dotted((*path, *inner))} must be {expected}, found {found}"
-    findings.error(
-        "SS161", what, _value_fix(expected, detail["input"]), mark_of(block, inner), (*path, *inner)
-    )
+    findings.error("SS161", what, _value_fix(expected, written), mark_of(block, inner), (*path, *inner))
 
 
-def _expected(detail: ErrorDetails) -> str:
+def _expected(detail: ErrorDetails, written: Any) -> str:
     if detail["type"] == WANTED:
         return detail["msg"]
     if detail["type"] in ("literal_error", "enum"):
         return f"one of {detail['ctx']['expected']}".replace(" or ", ", ").replace("'", "")
     if detail["type"] in _BOUNDS:
-        return _BOUNDS[detail["type"]].format(**detail["ctx"])
+        name, words = _BOUNDS[detail["type"]]
+        return f"{bound_like(written, detail['ctx'][name])} {words}"
     message = detail["msg"].removeprefix("Input should be ")
     return _EXPECTED.get(detail["type"], message)
 

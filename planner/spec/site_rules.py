@@ -120,7 +120,6 @@ SITE_RULES: tuple[Rule, ...] = (
     state,  # SS182
     engine_rules.engines,  # SS184
     port_range,  # SS185
-    overrides,  # warning SS186
     catalogue,  # SS187, SS121
     docker_rules.hosts,  # SS188
     docker_rules.placements,  # SS189
@@ -135,7 +134,12 @@ SITE_RULES: tuple[Rule, ...] = (
     access_rules.hosts,  # SS199
     traffic_rules.sticky,  # SS210
     traffic_rules.mirrors,  # SS211, also of requests and plans
-    traffic_rules.endpoints_there,  # warning SS212
     listener_rules.beside,  # SS213
     listener_rules.egress,  # SS214
 )
+
+ABSENCE_RULES: tuple[Rule, ...] = (
+    overrides,  # warning SS186
+    traffic_rules.endpoints_there,  # warning SS212
+)
+"""Those that say that an endpoint is not there; for endpoints that could all be read."""

@@ -17,6 +17,8 @@ from servestate.runtime.api.orders import Configuration
 
 _OF_SERVER = ("state", "router", "management", "secrets", "providers", "access")
 _OF_CLIENT = ("models", "workload_types", "overrides", "traffic")
+_WITHOUT_TOKENS = "SS149"
+"""What is warned of where no tokens are declared; those that count here are the server's."""
 
 
 def desired_of(order: Configuration, site: Site) -> Desired:
@@ -29,7 +31,8 @@ def desired_of(order: Configuration, site: Site) -> Desired:
     given = {name: getattr(theirs, name) for name in _OF_CLIENT if name in theirs.model_fields_set}
     ours = site.model_copy(update=given)
     _check_site(ours, desired, source)
-    return replace(desired, site=ours, warnings=(*desired.warnings, *_not_theirs(theirs, site)))
+    kept = (one for one in desired.warnings if one.code != _WITHOUT_TOKENS or not site.access.tokens)
+    return replace(desired, site=ours, warnings=(*kept, *_not_theirs(theirs, site)))
 
 
 def _check_site(site: Site, desired: Desired, source: Source) -> None:

@@ -14,6 +14,7 @@ from servestate.runtime.cli.common import server_of, workspace_of
 from servestate.runtime.cli.output import say
 from servestate.runtime.status import status_of
 from servestate.runtime.supervision import Condition
+from servestate.runtime.troubles import TROUBLES
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,11 +35,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
     elif router is None:
         lines.append("router: not running (servestate serve)")
     else:
-        lines.append(f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}")
+        where = f"router: {router['listen']}, table {router['table_version']}, pid {router['pid']}"
+        lines.append(where + _ending(router))
         lines += _worker_lines(router)
         if router["table_error"]:
-            lines.append(f"  refuses the newest table: {router['table_error']}")
-        lines += [_indented(f"{what}: {why}") for what, why in router.get("troubles", {}).items()]
+            lines.append(_indented(TROUBLES["table_error"].told(router["table_error"])))
+        lines += [_indented(_told(key, why)) for key, why in router.get("troubles", {}).items()]
         lines += _ejected_lines(router.get("ejected", {}), found["endpoints"])
     lines += _controller_lines(found)
     for endpoint in found["endpoints"]:
@@ -53,6 +55,18 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += ["", "drift (servestate apply repairs it):"]
         lines += [_indented(f"{d['address']}: {d['recorded']} -> {d['live']}") for d in drift]
     return lines
+
+
+def _ending(router: dict[str, Any]) -> str:
+    if not router.get("draining"):
+        return ""
+    return f", draining: {counted(router['inflight'], 'request')} in flight"
+
+
+def _told(key: str, why: str) -> str:
+    """A trouble of the router; by its key where it is a site elsewhere that is newer and has others."""
+    trouble = TROUBLES.get(key)
+    return trouble.told(why) if trouble is not None else f"{key}: {why}"
 
 
 def _worker_lines(router: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from servestate.runtime.router.proxy import Exchange
 from servestate.runtime.router.records.ids import REQUEST_IDS
 from servestate.runtime.router.relay import Relay, request_bytes
 from servestate.runtime.router.routes import (
+    HealthCheck,
     Invocation,
     MetricsPage,
     ModelList,
@@ -260,7 +261,7 @@ class ClientConnection(Client):
     def _check_early(self, route: Route, reader: RequestReader, head: RequestHead) -> None:
         """Answer before the body came, where that spares reading it."""
         if head.expects_continue or head.chunked or reader.length > self._desk.limits.drain_bytes:
-            if isinstance(route, NotFound | ModelList):
+            if isinstance(route, NotFound | ModelList | HealthCheck):
                 raise Refused(_no_such_path(), close=True)
             try:
                 dispatch.check_head(self._desk, route, head)
@@ -319,6 +320,9 @@ class ClientConnection(Client):
                 judging.start(call.endpoint.guard_input)
         elif isinstance(route, ModelList):
             self._send(200, b"", dispatch.models(desk, head), REQUEST_IDS.new())
+        elif isinstance(route, HealthCheck):
+            status, said = (503, b"stopping") if desk.stopping else (200, b"ok")
+            self._send(status, b"", b'{"status":"%b"}' % said, REQUEST_IDS.new())
         elif isinstance(route, ToManagement):
             self._relay(head, reader.body)
         elif isinstance(route, MetricsPage):

@@ -20,6 +20,7 @@ _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _OPENAI: Final = {("chat", "completions"): CHAT, ("completions",): COMPLETION, ("embeddings",): EMBEDDING}
 _DISCOVERY: Final = b"/.well-known/databricks-config"
 _METRICS: Final = b"/metrics"
+_HEALTH: Final = b"/healthz"
 _API_METHODS: Final = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
 _API_SEGMENT: Final = re.compile(rb"(?!\.{1,2}$)[A-Za-z0-9_.\-~@+:=, ]{1,256}")
 _SURFACES: Final = {"v1": Shape.OPENAI, "serving-endpoints": Shape.SERVING}
@@ -50,6 +51,13 @@ class ModelList:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """Whether requests are served, for load balancers: anybody may ask."""
+
+    shape: Shape = Shape.SERVING
+
+
+@dataclass(frozen=True, slots=True)
 class ToManagement:
     """A request to the management API."""
 
@@ -70,13 +78,16 @@ class NotFound:
     shape: Shape
 
 
-Route = Invocation | OpenAICall | ModelList | ToManagement | MetricsPage | NotFound
+Route = Invocation | OpenAICall | ModelList | HealthCheck | ToManagement | MetricsPage | NotFound
 
 
 @lru_cache(maxsize=1024)
 def resolve(method: bytes, target: bytes) -> Route:
     """The route of `target`, whose query string means nothing here."""
-    segments = _segments(target.partition(b"?")[0])
+    path = target.partition(b"?")[0]
+    if method == b"GET" and path == _HEALTH:
+        return HealthCheck()
+    segments = _segments(path)
     shape = Shape.OPENAI if target.startswith(b"/v1/") else Shape.SERVING
     if not segments or segments[0] not in _SURFACES:
         return NotFound(shape)

@@ -28,7 +28,7 @@ NOBODY = Who("nobody", known=False, fields=())
 
 OF_FRAMEWORKS = ["/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect", "/swagger", "/swagger-ui.html"]
 OF_FRAMEWORKS += ["/static/x.js", "/favicon.ico", "/robots.txt", "/debug", "/console", "/admin", "/login"]
-OF_OTHERS = ["/", "/index.html", "/status", "/health", "/healthz", "/ready", "/ping", "/version"]
+OF_OTHERS = ["/", "/index.html", "/status", "/health", "/healthz/", "/ready", "/ping", "/version"]
 OF_OTHERS += [
     "/config",
     "/config/update",

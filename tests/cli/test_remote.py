@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from servestate.runtime.api.call import Need
 from servestate.runtime.api.commands import ROWS
@@ -160,6 +161,18 @@ def test_what_of_the_site_counts(site: Site, tmp_path: Path) -> None:
         refused = there(client, server, "plan")
     assert refused.code == 1
     assert re.match(r"endpoints\.yaml:\d+:\d+: SS193 ", refused.err), refused.err  # the server's policy
+
+
+def test_the_servers_tokens_tell_whom_a_limit_is_for(reading: Managed, tmp_path: Path) -> None:
+    text = (reading.site.folder / "endpoints.yaml").read_text()
+    written = yaml.safe_load(text)
+    del written["servestate"]["access"]
+    block = next(iter(written["resources"]["model_serving_endpoints"].values()))
+    limit = {"renewal_period": "minute", "key": "user", "principal": "ann", "calls": 1}
+    block["ai_gateway"] = {"rate_limits": [limit]}
+    client = reading.client(tmp_path / "client", yaml.safe_dump(written))
+    assert "SS149" in client.run("validate").ok().err
+    assert "SS149" not in there(client, reading, "plan").ok().err
 
 
 def test_the_servers_part_of_the_site_is_warned_of(reading: Managed, tmp_path: Path) -> None:

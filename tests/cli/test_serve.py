@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,3 +163,45 @@ def test_port_of_the_router_is_taken(site: Site, serving: Conversation) -> None:
     assert result.code == 1
     assert "Traceback" not in result.err
     assert result.err.startswith("SS6")
+
+
+@pytest.mark.parametrize("path", [".", "endpoints.yaml/access.jsonl"])
+def test_an_access_log_that_can_never_be_written_is_refused(site: Site, path: str) -> None:
+    router = {"listen": f"127.0.0.1:{free_port()}", "access_log": {"path": path}}
+    site.write(with_site(bundle({"elsewhere": {"theirs": remote()}}), router=router))
+    site.apply()
+    result = site.run("serve")
+    assert result.code == 1
+    assert result.err.startswith("SS644 the access log cannot be written: ")
+    assert "(servestate.router.access_log.path)" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_cannot_be_done_any_more_is_said_once(site: Site, workers: int) -> None:
+    log = site.folder / "logs" / "access.jsonl"
+    listen = f"127.0.0.1:{free_port()}"
+    router = {"listen": listen, "workers": workers, "access_log": {"path": "logs/access.jsonl"}}
+    site.write(with_site(bundle({"elsewhere": {"theirs": remote()}}), router=router))
+    site.apply()
+    serving = site.watch("serve")
+    serving.wait_for(f"servestate: routing on http://{listen}")
+    log.parent.write_text("in the way")
+    site.run("query", "elsewhere", "hello")
+    serving.wait_for("servestate: the access log cannot be written: ")
+    told = site.run("status").ok().out
+    assert "  the access log cannot be written: " in told
+    assert "one of its folders is a file: move that away" in told
+    time.sleep(2.5)  # it is looked every second
+    log.parent.unlink()
+    serving.wait_for("servestate: no longer: the access log cannot be written")
+    table = site.table.read_text()
+    site.table.write_text("torn")
+    serving.wait_for("servestate: the newest routing table is not used: .servestate/table.json: not JSON")
+    assert "  the newest routing table is not used: " in site.run("status").ok().out
+    site.table.write_text(table)
+    serving.wait_for("servestate: no longer: the newest routing table is not used")
+    serving.process.send_signal(signal.SIGTERM)
+    serving.end()
+    assert serving.seen.count("the access log cannot be written") == 2
+    assert sum(len(file.read_text().splitlines()) for file in log.parent.glob("*.jsonl")) == 1

@@ -294,7 +294,7 @@ def test_while_it_drains_it_says_no_more_than_is_asked(tmp_path: Path, workers: 
                 await predecessor.follow()
                 await rig.until(lambda: predecessor.report is not None)
                 asked = json.loads(await asyncio.to_thread(control, tmp_path, "/status?brief"))
-                wanted = {"table_version": 1, "table_error": None, "connections": 1}
+                wanted = {"table_version": 1, "table_error": None, "connections": 1, "inflight": 1}
                 assert predecessor.report == asked == {**wanted, "replicas": {"a#0": {"inflight": 1}}}
                 gate.open()
                 assert (await asking).status == 200

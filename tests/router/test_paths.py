@@ -8,7 +8,15 @@ import pytest
 
 from servestate.runtime.router import client
 from servestate.runtime.router.http.errors import Shape
-from servestate.runtime.router.routes import Invocation, ModelList, NotFound, OpenAICall, resolve
+from servestate.runtime.router.routes import (
+    HealthCheck,
+    Invocation,
+    ModelList,
+    NotFound,
+    OpenAICall,
+    resolve,
+    resolve_with_management,
+)
 from tests.router import rig
 from tests.router.corpus import names
 from tests.router.rig import CHAT, read_answer, serving
@@ -134,6 +142,23 @@ def test_what_is_listed_is_found_also_when_encoded() -> None:
             assert isinstance(found, OpenAICall)
             assert found.shape is shape
             assert isinstance(resolve(b"GET", surface + b"/" + name), NotFound)
+
+
+def test_the_health_path_is_that_one_and_no_other() -> None:
+    assert resolve(b"GET", b"/healthz") == resolve(b"GET", b"/healthz?x=/") == HealthCheck()
+    assert resolve_with_management(b"GET", b"/healthz") == HealthCheck()
+    for method in (b"POST", b"PUT", b"DELETE"):
+        assert isinstance(resolve(method, b"/healthz"), NotFound)
+    for path in (
+        b"/healthz/",
+        b"/healthz/x",
+        b"//healthz",
+        b"/Healthz",
+        b"/health%7a",
+        b"/v1/healthz",
+        b"/health",
+    ):
+        assert isinstance(resolve(b"GET", path), NotFound), path
 
 
 def test_unknown_names_are_404_in_the_clients_shape() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servestate.runtime.router.records.rotation import RotatingFile, Rotation, of_worker
+from servestate.runtime.router.records.unwritable import obstacle
 from servestate.runtime.router.records.writer import Lines, Writer
 
 
@@ -197,15 +199,48 @@ def test_a_full_disk_is_reported_and_recovered_from(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_reported_and_recovered_from(tmp_path: Path) -> None:
-    obstacle = tmp_path / "logs"
-    obstacle.write_text("not a folder")
-    writer = writer_to(obstacle / "a.log")
+    in_the_way = tmp_path / "logs"
+    in_the_way.write_text("not a folder")
+    writer = writer_to(in_the_way / "a.log")
     writer.put(b"1\n", 2)
-    wait_for("the error", lambda: "logs" in writer.error)
-    obstacle.unlink()
-    wait_for("the line", lambda: lines_of(obstacle / "a.log") == [b"1\n"])
+    wait_for("the error", lambda: writer.error)
+    assert writer.error == (
+        f"{in_the_way / 'a.log'}: Not a directory; "
+        "one of its folders is a file: move that away, or name another path"
+    )
+    in_the_way.unlink()
+    wait_for("the line", lambda: lines_of(in_the_way / "a.log") == [b"1\n"])
     wait_for("no error", lambda: not writer.error)
     writer.close(1.0)
+
+
+def test_lines_that_could_never_be_written_are_dropped_at_the_end_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.mkdir()
+    writer = writer_to(path)
+    for number in range(3):
+        writer.put(b"%d\n" % number, 2)
+    wait_for("the error", lambda: writer.error)
+    assert writer.error == f"{path}: Is a directory; it is a folder: name a file in it, or move it away"
+    assert writer.dropped == 0
+    writer.close(1.0)
+    assert writer.dropped == 3
+
+
+def test_what_stands_in_the_way_is_seen_without_touching_anything(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+
+    def met(path: Path) -> int | None:
+        found = obstacle(path)
+        return found.errno if found is not None else None
+
+    assert met(tmp_path / "folder") == errno.EISDIR
+    assert met(tmp_path / "file" / "a.log") == met(tmp_path / "file" / "deep" / "a.log") == errno.ENOTDIR
+    assert met(tmp_path / "file") is met(tmp_path / "folder" / "deep" / "a.log") is None
+    assert met(Path("/dev/null")) is None
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_disk_that_hangs_costs_records_and_no_time(tmp_path: Path) -> None:
@@ -247,6 +282,8 @@ def test_what_is_left_is_written_at_the_end(tmp_path: Path) -> None:
 
 class _Picky:
     """A destination that cannot write one thing."""
+
+    path = Path("numbers")
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

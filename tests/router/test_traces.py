@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import gzip
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -163,7 +165,7 @@ def test_what_a_collector_refuses_is_counted_and_said(
     traces.close(5.0)
     assert collector.received[0][0] == "/custom/path"
     assert traces.exporter.dropped == 1
-    assert traces.exporter.error == f"1 spans could not be sent to {collector.url}/custom/path"
+    assert traces.exporter.error == f"{collector.url}/custom/path did not take the last ones"
 
 
 def test_spans_without_room_are_counted_and_none_is_lost_in_silence(
@@ -278,6 +280,23 @@ def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptur
     began = time.monotonic()
     traces.close(1.0)
     assert time.monotonic() - began < 1.5
+
+
+_UNHEARD = """
+from servestate.runtime.router.records.traces import Traces
+from tests.router.records import live, recorded
+traces = Traces("http://127.0.0.1:1", delay_s=0.01)
+traces.ended(recorded(live()))
+traces.close(1.5)
+print(traces.exporter.taken)
+"""
+
+
+@pytest.mark.slow
+def test_the_sdk_does_not_write_to_standard_error_itself() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otlp is not installed")
+    done = subprocess.run([sys.executable, "-c", _UNHEARD], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_without_the_sdk_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

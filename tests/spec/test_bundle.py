@@ -326,3 +326,20 @@ def test_a_value_from_outside_cannot_bring_control_characters() -> None:
     assert finding.code == "SS175"
     assert "U+001B" in finding.what
     assert "CANARY" not in str(finding)
+
+
+LIMITED = """
+resources:
+  model_serving_endpoints:
+    chat:
+      name: chat
+      config: {served_entities: [{name: e, entity_name: m, entity_version: "1"}]}
+      ai_gateway: {rate_limits: [{renewal_period: minute, key: user, principal: ann, calls: 1}]}
+"""
+TOKEN = f"servestate: {{access: {{tokens: [{{user_name: bob, sha256: '{'0' * 64}'}}]}}}}"
+
+
+def test_a_limit_for_somebody_is_warned_of_where_no_tokens_tell_who_calls() -> None:
+    (warning,) = bundle(LIMITED).warnings
+    assert (warning.code, str(warning.where)) == ("SS149", "0.yaml:7:81")
+    assert bundle(LIMITED, TOKEN).warnings == ()

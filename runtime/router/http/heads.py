@@ -10,8 +10,12 @@ what was worked out for one holds for the next.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
@@ -39,6 +43,8 @@ _LENGTH_FIELD: Final = re.compile(
     rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE
 )
 _REPEATED_BYTES: Final = 4096
+_LONGEST_PAUSE_S: Final = 120
+_DATE_BYTES: Final = 64
 _SAME_SITE: Final = (b"none", b"same-origin")
 
 STATUS_LINES: dict[int, bytes] = {
@@ -272,9 +278,31 @@ def judge_answer(raw: bytes, limits: Limits) -> AnswerHead:
         length=0 if bodiless else int(length) if length is not None else None,
         chunked=coding is not None and not bodiless,
         keep_alive=http11 and b"close" not in named and (bodiless or (length or coding) is not None),
-        retry_after=min(int(retry_after[:9]), 120) if retry_after.isdigit() else 0,
+        retry_after=_pause(retry_after, fields.only(b"date")) if retry_after else 0,
         event_stream=found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         and b"content-encoding" not in found,
         interim=status < 200,
         unlimited=lines((f for f in fields.all if not f[0].startswith(b"x-ratelimit-")), TO_CLIENT, named),
     )
+
+
+def _pause(value: bytes, date: bytes) -> int:
+    """The whole seconds that a Retry-After asks for, within bounds; 0 where it cannot be read. A date is that
+    much later than the answer's own, so that the upstream's clock need not be right."""
+    if value.isdigit():
+        return min(int(value[:9]), _LONGEST_PAUSE_S)
+    then = _moment(value)
+    if then is None:
+        return 0
+    now = _moment(date)
+    pause_s = then - (time.time() if now is None else now)
+    return min(max(math.ceil(pause_s), 0), _LONGEST_PAUSE_S)
+
+
+def _moment(date: bytes) -> float | None:
+    """A date of HTTP in seconds since the epoch, None for what is none."""
+    try:
+        found = parsedate_to_datetime(date[:_DATE_BYTES].decode("latin-1"))
+    except (ValueError, OverflowError):
+        return None
+    return found.replace(tzinfo=found.tzinfo or UTC).timestamp()

@@ -30,6 +30,7 @@ NOTHING: Report = {
     "access": None,
     "table_version": None,
     "connections": 0,
+    "inflight": 0,
     "endpoints": {},
     "replicas": {},
 }
@@ -68,6 +69,7 @@ def merged_briefs(reports: Sequence[Report]) -> Report:
         **_first_errors(reports, ("table_error",)),
         "table_version": min(report["table_version"] for report in reports),
         "connections": sum(report["connections"] for report in reports),
+        "inflight": sum(report["inflight"] for report in reports),
         "replicas": all_replicas(report["replicas"] for report in reports),
     }
 
@@ -112,6 +114,7 @@ def with_predecessor(report: Report, predecessor: Report) -> Report:
         "table_version": min(versions, default=None),
         "table_error": report["table_error"] or predecessor["table_error"],
         "connections": report["connections"] + predecessor["connections"],
+        "inflight": report["inflight"] + predecessor.get("inflight", 0),  # one of a former version has none
         "replicas": all_replicas((report["replicas"], predecessor["replicas"])),
     }
 

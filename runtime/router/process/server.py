@@ -217,6 +217,7 @@ class Router:
             "table_version": self.desk.table.source.version,
             "table_error": self._watch.error,
             "connections": self._connections,
+            "inflight": self.desk.inflight,
             "replicas": {name: {"inflight": one.inflight} for name, one in gauges.items() if one.inflight},
         }
 
@@ -228,15 +229,26 @@ class Router:
             "listen": self.url,
             "management": self.management_url or None,
             "access": "open" if self.desk.access.open else "tokens",
-            "access_error": self.desk.access.error,
-            "tls_error": next((tls.error for tls in self._certificates() if tls.error), None),
             "table_version": self.desk.table.source.version,
-            "table_error": self._watch.error,
-            "table_copy_error": self._watch.copy_error,
+            **self._file_errors(),
             "connections": self._connections,
+            "inflight": self.desk.inflight,
             "endpoints": endpoints_report(self.desk.table),
             "replicas": replicas_report(self._registry.gauges, time.monotonic()),
             "books": self.books.report(),
+        }
+
+    def troubles(self) -> dict[str, str]:
+        """Of `report`, what cannot be done at the moment, with the reason; see `troubles.TROUBLES`."""
+        errors = {**self._file_errors(), **self.books.errors()}
+        return {key: error for key, error in errors.items() if error}
+
+    def _file_errors(self) -> dict[str, str | None]:
+        return {
+            "access_error": self.desk.access.error,
+            "tls_error": next((tls.error for tls in self._certificates() if tls.error), None),
+            "table_error": self._watch.error,
+            "table_copy_error": self._watch.copy_error,
         }
 
     def snapshot(self) -> Snapshot:

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvloop
 
+from servestate.planner.plural import counted
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.process.handover import Belongings, Predecessor, Succession, predecessor_of
 from servestate.runtime.router.process.listen import (
@@ -31,8 +32,13 @@ from servestate.runtime.router.quota.memory import MOST_WORKERS, Memory
 from servestate.runtime.router.records.exposition import expose
 from servestate.runtime.router.records.families import Snapshot
 from servestate.runtime.router.records.metrics import merge
+from servestate.runtime.router.records.unwritable import check_access_log
+from servestate.runtime.troubles import news
 
 OnReady = Callable[[str], None]
+
+_LOOK_S = 1.0
+"""How often it is looked whether there is something that cannot be done."""
 
 
 def run(
@@ -45,7 +51,7 @@ def run(
     tell: Tell | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until another router has taken over; the exit code. A second signal
-    cuts what is still in flight. Raises InvalidInput SS601..SS604, SS610 and SS640..SS642 if it cannot start.
+    cuts what is still in flight. Raises InvalidInput SS601..SS604, SS610 and SS640..SS644 if it cannot start.
 
     Once requests are accepted, `on_management`, where there is such a listener, and then `on_ready` are
     called with the URLs. `replace`: take over from the router that runs, if one does. `on_alone` is called
@@ -139,6 +145,8 @@ class Service:
         self._answering: _Single | Workers
         self._control = _Control(config, self)
         self._predecessor: Predecessor | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._draining = self._replaced = False
         self._succession = Succession(
             config.control_path, self._belongings, self.brief, self._control.open, self._handed
         )
@@ -165,6 +173,7 @@ class Service:
                 check_alone(config.control_path)  # here first: that its port is taken would be said of any
             else:
                 undoing.callback(predecessor.leave)
+            check_access_log(config.books.access_log)
             self._sockets = open_all((config.host, config.port), config.management, config.workers, kept)
             undoing.callback(self._sockets.close)
             self._answering = self._answerers(predecessor)
@@ -179,6 +188,7 @@ class Service:
                 self._succession.open_for_all = False
                 await predecessor.follow()
             undoing.pop_all()
+        self._watching = asyncio.create_task(self._watch())
         kept.without(self._sockets).close()  # where nobody listens any more, nobody shall wait
 
     def _answerers(self, predecessor: Predecessor | None) -> _Single | Workers:
@@ -202,12 +212,37 @@ class Service:
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
+        self._draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         self._sockets.close()
+        if not self._replaced:  # else it was said then
+            self._tell(f"servestate: stopping: {await self._underway()}")
         await self._answering.stop()
         self._control.close()
         await self._succession.close()
         if self._memory is not None:
             self._memory.close()
+
+    async def _underway(self) -> str:
+        """What `stop` waits for, for people."""
+        longest = f"at most {self._config.limits.drain_s:g} s"
+        try:
+            count = (await self._answering.brief())["inflight"]
+        except Silent:
+            return longest
+        return f"{counted(count, 'request')} in flight, {longest}" if count else "nothing in flight"
+
+    async def _watch(self) -> None:
+        """Tell people what cannot be done, once when that begins and once when it ends."""
+        said: dict[str, str] = {}
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(Silent):  # a worker that is started anew: the next look tells
+                now = await self._answering.troubles()
+                for line in news(said, now):
+                    self._tell(f"servestate: {line}")
+                said = now
 
     def abort(self) -> None:
         """Close all connections at once; to be called while `stop` waits for them."""
@@ -215,7 +250,7 @@ class Service:
 
     async def report(self) -> Report:
         """See `status.Reporting`."""
-        return self._with_predecessor(await self._answering.report())
+        return {**self._with_predecessor(await self._answering.report()), "draining": self._draining}
 
     async def brief(self) -> Report:
         """See `status.Reporting`."""
@@ -238,6 +273,7 @@ class Service:
         return Belongings(self._sockets, memory, self._numbers)
 
     def _handed(self, successor: int) -> None:
+        self._replaced = True
         self._when_handed()
         self._tell(f"servestate: replaced by the router with pid {successor}; ending what is in flight")
 
@@ -247,6 +283,7 @@ class _Single:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._stopping = False
         self._sockets = Sockets()
         self.url = self.management_url = ""
 
@@ -258,6 +295,7 @@ class _Single:
         self.url, self.management_url = self._router.url, self._router.management_url
 
     async def stop(self) -> None:
+        self._stopping = True
         if self.url:
             await self._router.stop()
 
@@ -267,11 +305,15 @@ class _Single:
     async def report(self) -> dict[str, Any]:
         report = self._router.report()
         version = report["table_version"]
-        worker = {"pid": os.getpid(), "state": "ready", "restarts": 0, "table_version": version}
+        state = "draining" if self._stopping else "ready"
+        worker = {"pid": os.getpid(), "state": state, "restarts": 0, "table_version": version}
         return {**report, "workers": [worker]}
 
     async def brief(self) -> dict[str, Any]:
         return self._router.brief()
+
+    async def troubles(self) -> dict[str, str]:
+        return self._router.troubles()
 
     async def snapshots(self) -> list[Snapshot]:
         return [self._router.snapshot()]

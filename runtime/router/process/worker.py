@@ -63,6 +63,9 @@ class _Worker:
             case {"ask": "brief", "id": number}:
                 assert self._router is not None
                 self._link.tell(id=number, answer=self._router.brief())
+            case {"ask": "troubles", "id": number}:
+                assert self._router is not None
+                self._link.tell(id=number, answer=self._router.troubles())
             case {"ask": "metrics", "id": number}:
                 assert self._router is not None
                 self._link.tell(id=number, answer=self._router.snapshot())

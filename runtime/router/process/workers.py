@@ -110,13 +110,19 @@ class Workers:
             "started_at": self._began,
             "listen": self.url,
             "management": self.management_url or None,
-            "workers": [_line(place, now) for place, (now, _) in zip(self._places, said, strict=True)],
+            "workers": [self._line(place, now) for place, (now, _) in zip(self._places, said, strict=True)],
         }
 
     async def brief(self) -> Report:
         """See `server.Router.brief`. Raises Silent."""
         said = await asyncio.gather(*(place.ask("brief") for place in self._places))
         return merged_briefs([now for now, _ in said if now is not None])
+
+    async def troubles(self) -> dict[str, str]:
+        """See `server.Router.troubles`; of each the reason that the first who has it gives. Raises Silent."""
+        said = await asyncio.gather(*(place.ask("troubles") for place in self._places))
+        running = [now for now, _ in said if now is not None]
+        return {key: why for one in reversed(running) for key, why in one.items()}
 
     async def snapshots(self) -> list[Snapshot]:
         """The metrics of all of them. Raises Silent."""
@@ -129,6 +135,11 @@ class Workers:
             for place in self._places:
                 place.past.keep_metrics(named)
         return [*running, *past]
+
+    def _line(self, place: Place, now: Report | None) -> dict[str, Any]:
+        version = None if now is None else now["table_version"]
+        state = "draining" if self._stopping.is_set() and place.state == "ready" else place.state
+        return {"pid": place.pid, "state": state, "restarts": place.restarts, "table_version": version}
 
     async def _all(self, *states: str) -> None:
         for place in self._places:
@@ -171,8 +182,3 @@ def _obituary(place: Place, delay_s: float) -> str:
     when = f"in {delay_s:.1f} s" if delay_s else "at once"
     why = "".join(f"\n{one}" for one in place.unable)
     return f"servestate: worker {place.number} (pid {place.pid}) {place.end}; it is replaced {when}{why}"
-
-
-def _line(place: Place, now: Report | None) -> dict[str, Any]:
-    version = None if now is None else now["table_version"]
-    return {"pid": place.pid, "state": place.state, "restarts": place.restarts, "table_version": version}

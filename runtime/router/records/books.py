@@ -4,7 +4,7 @@ traces. Each of them may fail; no request does because of it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from servestate.planner.table import RoutingTable
@@ -109,25 +109,21 @@ class Books:
     def report(self) -> dict[str, Any]:
         """What the router says of its books: why one cannot be written (None: it can), what was lost, and who
         used how many tokens."""
-        errors = dict(self._errors())
         return {
-            "access_log_error": errors.get("access_log"),
-            "usage_error": errors.get("usage"),
-            "inference_tables_error": errors.get("inference_tables"),
-            "traces_error": errors.get("traces"),
+            **self.errors(),
             "dropped": self.dropped(),
             "usage": self._usage.report() if self._usage is not None else [],
         }
 
-    def _errors(self) -> Iterator[tuple[str, str]]:
-        if self._access is not None and self._access.writer.error:
-            yield "access_log", self._access.writer.error
-        if self._usage is not None and self._usage.writer is not None and self._usage.writer.error:
-            yield "usage", self._usage.writer.error
-        if self._payloads.errors:
-            yield "inference_tables", "; ".join(self._payloads.errors)
-        if self._traces is not None and self._traces.exporter.error:
-            yield "traces", self._traces.exporter.error
+    def errors(self) -> dict[str, str | None]:
+        """Of `report`, why books cannot be written or sent."""
+        usage = self._usage.writer if self._usage is not None else None
+        return {
+            "access_log_error": (self._access.writer.error if self._access is not None else "") or None,
+            "usage_error": (usage.error if usage is not None else "") or None,
+            "inference_tables_error": "; ".join(self._payloads.errors) or None,
+            "traces_error": (self._traces.exporter.error if self._traces is not None else "") or None,
+        }
 
     def close(self, within_s: float = 1.0) -> None:
         """Write and send what is left, all together within that time. Blocks: for when nothing is served any

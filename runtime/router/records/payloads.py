@@ -133,6 +133,11 @@ class JsonlTable:
     def __init__(self, file: RotatingFile) -> None:
         self._file = file
 
+    @property
+    def path(self) -> Path:
+        """See `writer.Destination`."""
+        return self._file.path
+
     def write(self, items: deque[Entry], *, last: bool) -> None:
         """See `writer.Destination`."""
         while items:
@@ -151,7 +156,7 @@ class ParquetTable:
 
     def __init__(self, folder: Path, most_bytes: int, worker: int, room: Room) -> None:
         """`room` is where its rows wait for more."""
-        self._folder = folder
+        self.path = folder
         self._room = room
         self._most_bytes = most_bytes
         self._worker = worker
@@ -167,8 +172,8 @@ class ParquetTable:
         waits = now - self._since < PARQUET_S and _size(items) < PARQUET_BYTES
         if waits and not last and not self._room.tight:
             return
-        self._folder.mkdir(0o700, parents=True, exist_ok=True)
-        path = self._folder / f"{time.time_ns()}-w{self._worker}.parquet"
+        self.path.mkdir(0o700, parents=True, exist_ok=True)
+        path = self.path / f"{time.time_ns()}-w{self._worker}.parquet"
         part = path.with_suffix(".part")
         rows = [row(entry) for entry in items]
         try:
@@ -185,7 +190,7 @@ class ParquetTable:
         """See `writer.Destination`."""
 
     def _forget_oldest(self) -> None:
-        found = sorted(self._folder.glob(f"*-w{self._worker}.parquet"), reverse=True)
+        found = sorted(self.path.glob(f"*-w{self._worker}.parquet"), reverse=True)
         together = 0
         for index, path in enumerate(found):
             together += path.stat().st_size

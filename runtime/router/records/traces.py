@@ -3,6 +3,7 @@ and where traces are wanted. Batching, sending and repeating are the SDK's own, 
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
@@ -57,7 +58,7 @@ class Watched:
         finally:  # what it raises, the SDK logs and forgets
             if not delivered:
                 self.dropped += len(spans)
-            self.error = "" if delivered else f"{len(spans)} spans could not be sent to {self._url}"
+            self.error = "" if delivered else f"{self._url} did not take the last ones"
         return result
 
     def shutdown(self) -> None:
@@ -87,6 +88,9 @@ class Traces:
             self.exporter = Watched(url)
         except ImportError as error:
             raise _missing(error) from None
+        # Its lines would come out raw on standard error, many for one collector that is not there. `error`
+        # says it; who sets up logging hears them as before.
+        logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
         self._span, self._context, self._flags = ReadableSpan, trace.SpanContext, trace.TraceFlags
         self._sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
         self._server = trace.SpanKind.SERVER

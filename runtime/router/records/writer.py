@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from servestate.runtime.router.records.rotation import RotatingFile
+from servestate.runtime.router.records.unwritable import unwritable
 
 FLUSH_S = 0.2
 """How late a record is written at most, while the disk is well."""
@@ -24,7 +26,11 @@ T = TypeVar("T")
 
 
 class Destination(Protocol[T]):
-    """Where what was put goes. Both are called by the thread only."""
+    """Where what was put goes. Both methods are called by the thread only."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder of the files, for people."""
 
     def write(self, items: deque[T], *, last: bool) -> None:
         """Write what can be written, taking each off the front; what is left is offered again, with what came
@@ -134,7 +140,7 @@ class Queue(Generic[T]):
         try:
             self._destination.close()
         except OSError as error:
-            self.error = str(error)
+            self.error = unwritable(self._destination.path, error)
 
     def _take(self, most_bytes: int) -> None:
         """Take over what was put, until that is as much."""
@@ -150,7 +156,7 @@ class Queue(Generic[T]):
         try:
             self._destination.write(waiting, last=last)
         except OSError as error:
-            self.error = str(error)
+            self.error = unwritable(self._destination.path, error)
         except Exception as error:  # one that cannot be written must not hold up all others for ever
             self.error = f"{type(error).__name__}: {error}"
             if waiting:
@@ -268,6 +274,11 @@ class Lines:
 
     def __init__(self, file: RotatingFile) -> None:
         self._file = file
+
+    @property
+    def path(self) -> Path:
+        """See `Destination.path`."""
+        return self._file.path
 
     def write(self, items: deque[bytes], *, last: bool) -> None:
         """See `Destination.write`."""
