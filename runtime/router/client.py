@@ -409,7 +409,9 @@ class ClientConnection(Client):
         request_id = REQUEST_IDS.new()
         failure = refusal.failure
         self._desk.books.refused(endpoint or self._endpoint(), failure.status, failure.code, request_id)
-        self._answer(failure, b"", request_id)
+        # Only of a call that was let in: to others a name in the path must not be confirmed.
+        named = b"x-servestate-endpoint: %b\r\n" % endpoint.encode("ascii") if endpoint else b""
+        self._answer(failure, named, request_id)
 
     def _endpoint(self) -> str:
         """The endpoint that is meant, as far as the path says so and there is one."""

@@ -104,6 +104,7 @@ def test_every_route_for_every_caller(tmp_path: Path, token: str, management: bo
             ):
                 got = await ask(r, request(content, target, fields_of(token)), port)
                 assert got.status == expected, target
+                assert ("x-servestate-endpoint" in got.fields) == (expected == 200), "for no others"
             served = len(up.received)
             assert served == (7 if expected == 200 else 0)
             got = await ask(r, request(b"", "/v1/models", fields_of(token), "GET"), port)

@@ -52,6 +52,7 @@ def test_the_refusal_is_in_the_clients_shape_and_says_when() -> None:
             for target in ("/v1/chat/completions", "/serving-endpoints/chat/completions"):
                 got = await ask(r, request(target=target))
                 assert got.status == 429
+                assert got.fields["x-servestate-endpoint"] == "chat-ep"
                 if target.startswith("/v1"):
                     assert got.json()["error"]["type"] == "rate_limit_error"
 
