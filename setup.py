@@ -2,8 +2,8 @@
 router's way of a request is compiled.
 
 With SERVESTATE_COMPILE=1 it is: by mypyc, and where numbers in shared memory are counted by Cython, from the
-same source; only for the search of bytes there is a source in C. That takes a C compiler, mypy and Cython
-(`make compile` does it in place). Without, nothing is.
+same source; only for the search of bytes there is a source in C. That takes Linux, a C compiler, mypy and
+Cython (`make compile` does it in place). Without, nothing is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ records.access_log records.books records.counters records.ids records.measures r
 records.record records.writer
 """
 """Modules of `servestate.runtime.router`: those that a request passes, but for the ones whose values are sent
-to workers, which compiled they could not be."""
+to workers, which compiled they could not be. What they call of other modules for each request they name once
+more, as their own and Final: compiled, it would be looked up each time."""
 BY_CYTHON = "quota.windows"
 IN_C = "_scan"
 

@@ -86,12 +86,13 @@ def _worker_lines(router: dict[str, Any]) -> list[str]:
 
 
 def _ejected_lines(ejected: dict[str, str], endpoints: list[dict[str, Any]]) -> list[str]:
-    """Replicas that failed too often. Where an entity has no other, its requests go on going there."""
+    """Replicas that failed too often. Where an entity has no other, its requests go on going there, or to
+    another entity where the endpoint falls back."""
     entities = [entity["instances"] for endpoint in endpoints for entity in endpoint["entities"]]
     alone = {only["address"] for only, *more in filter(None, entities) if not more}
     return [
         _indented(
-            f"would leave out {name}, but its entity has no other: {why}"
+            f"would leave out {name}, but its entity has no other; it gets what goes nowhere else: {why}"
             if name in alone
             else f"leaves out {name}: {why}"
         )

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define SHORT_CUTS 16
-#define MOST_DIGITS 18 /* of a number that a long long holds, whatever they are */
+#define MOST_DIGITS 18 /* as in scan.py: of a number that a long long holds, whatever they are */
 
 static int
 is_bytes(const char *name, PyObject *const *args, Py_ssize_t count, Py_ssize_t wanted, Py_ssize_t least,

@@ -39,7 +39,7 @@ from servestate.runtime.router.routes import (
     resolve_with_management,
 )
 
-perf_counter: Final = time.perf_counter  # compiled, that of the module would be looked up each time
+perf_counter: Final = time.perf_counter
 
 NEVER: Final = float("inf")
 

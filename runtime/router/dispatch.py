@@ -30,7 +30,7 @@ from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied
 from servestate.runtime.router.routes import Invocation, OpenAICall, Route, ToManagement
 from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, list_of_models
 
-monotonic: Final = time.monotonic  # compiled, that of the module would be looked up each time
+monotonic: Final = time.monotonic
 
 _ENTITY_FIELD: Final = b"x-servestate-entity"
 
@@ -127,7 +127,7 @@ def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
         if not access.open:  # the API checks again, but strangers shall not send it large bodies
             access.visitor(head.authorization)
         return
-    visitor = None if access.open else access.visitor(head.authorization)
+    visitor = _visitor(access, head)
     if isinstance(route, Invocation):
         permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
 
@@ -139,12 +139,19 @@ def check_metrics(desk: Desk, head: RequestHead) -> None:
         raise refused("metrics need a token that may view every endpoint", PERMISSION_DENIED, 403)
 
 
+def _visitor(access: Access, head: RequestHead) -> Visitor | None:
+    """Who asks, None where nobody needs a token, but then it must not be a web page. Raises Refused."""
+    if not access.open:
+        return access.visitor(head.authorization)
+    if head.foreign:
+        raise refused("requests of web pages are not taken without access tokens", PERMISSION_DENIED, 403)
+    return None
+
+
 def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: bytes) -> Call:
     """What a whole request asks for. Raises Refused."""
     access = desk.access
-    visitor = None if access.open else access.visitor(head.authorization)
-    if visitor is None and head.foreign:  # a page has no token, but here nobody needs one
-        raise refused("requests of web pages are not taken without access tokens", PERMISSION_DENIED, 403)
+    visitor = _visitor(access, head)
     served = ""
     if isinstance(route, OpenAICall):
         kind = route.kind

@@ -65,21 +65,21 @@ class LiveMirror:
     def _copy(self, call: Call, desk: Desk, loop: asyncio.AbstractEventLoop) -> None:
         """Make a copy, or count why there is none."""
         entity = self.entity
-        backend, body = None, b""
         if entity is call.entity:
             outcome = "same"
         elif self.inflight >= self._most:
             outcome = "busy"
-        elif (backend := entity.choose((), loop.time(), b"")) is None:
-            outcome = "not_ready"
         else:
             try:
                 body = call.body_for(entity, desk.limits)
             except Refused:  # it takes none of this kind
                 outcome = "unfit"
-            else:
-                _Copy(self, call, backend, body, desk, loop).start()
-                return
+            else:  # chosen only now: to be chosen may be a replica's trial
+                backend = entity.choose((), loop.time(), b"")
+                if backend is not None:
+                    _Copy(self, call, backend, body, desk, loop).start()
+                    return
+                outcome = "not_ready"
         self.over(call, outcome, desk)
 
     def over(self, call: Call, outcome: str, desk: Desk) -> None:

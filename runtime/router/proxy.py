@@ -10,7 +10,8 @@
 | not HTTP, surplus bytes            | 500, not safe to repeat                                | cut       |
 | client gone                        | upstream cancelled                                     | cancelled |
 
-An entity of which all replicas are ejected is passed over for the next one that is not, if there is one.
+An entity of which all replicas are ejected is passed over for the next one that is not, if there is one; it
+is tried after all others.
 
 The next entity: only where the endpoint falls back and the request named none, in declared order, each once,
 within one deadline for all. Where none is left and the last of them asked for a pause that fits the deadline,
@@ -42,7 +43,6 @@ from servestate.runtime.router.records.measures import measures
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 perf_counter: Final = time.perf_counter
 monotonic: Final = time.monotonic
 wall_clock: Final = time.time
@@ -105,6 +105,7 @@ class Exchange(upstream.Exchange):
         "_mark",
         "_may_have_run",
         "_meter",
+        "_passed_over",
         "_pause",
         "_phase",
         "_record",
@@ -146,6 +147,7 @@ class Exchange(upstream.Exchange):
         self._dialling: asyncio.Task[None] | None = None
         self._tried: tuple[LiveBackend, ...] = ()
         self._entities_tried: tuple[LiveEntity, ...] = ()
+        self._passed_over: tuple[LiveEntity, ...] = ()
         self._pause: asyncio.TimerHandle | None = None
         self._failure: Failure | None = None  # before the one pause that may be taken
         self._held: AnswerHead | None = None  # a good head that waits for content
@@ -324,6 +326,7 @@ class Exchange(upstream.Exchange):
             and entity.closed(now)
             and self._is_better_elsewhere(now)
         ):
+            self._passed_over += (entity,)
             why = f"all replicas of the served entity {entity.name!r} are ejected"
             self._missed(errors.unavailable(why), "ejected")
             return
@@ -380,7 +383,7 @@ class Exchange(upstream.Exchange):
 
     def _missed(self, failure: Failure, reason: str) -> None:
         """This entity gave nothing that may go out: try the next one, or end with what it said."""
-        elsewhere = self._elsewhere()
+        elsewhere = self._elsewhere(passing=reason == "ejected")
         pause = self._pause_for(failure) if elsewhere is None else 0
         if elsewhere is None and not pause:
             self._fail(failure, reason)
@@ -412,13 +415,16 @@ class Exchange(upstream.Exchange):
         self._phase = _CONNECTING
         self._try_next(self._loop.time())
 
-    def _elsewhere(self) -> tuple[LiveEntity, bytes] | None:
-        """The next entity to try, with the body that it gets."""
+    def _elsewhere(self, passing: bool) -> tuple[LiveEntity, bytes] | None:
+        """The next entity to try, with the body that it gets. `passing`: this one was not tried."""
         call = self._call
         if not call.endpoint.fallback or call.how != "split" or self._failure is not None:
             return None
-        self._entities_tried += (self._entity,)
-        for entity in call.endpoint.entities:
+        passed_over = self._passed_over
+        if not passing:
+            self._entities_tried += (self._entity,)
+        first = [entity for entity in call.endpoint.entities if entity not in passed_over]
+        for entity in (*first, *passed_over):  # these are the last resort
             if entity in self._entities_tried:
                 continue
             try:

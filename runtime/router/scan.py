@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 MOST_DIGITS = 18
-"""A number of more is none."""
+"""A number of more is none; the same in `_scan.c`."""
 
 
 def _number_between(data: bytes, before: bytes, after: bytes) -> int:

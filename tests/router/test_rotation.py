@@ -331,6 +331,15 @@ def test_none_is_lost_and_none_comes_twice_while_the_thread_takes_over(tmp_path:
     assert put > 10_000
 
 
+def test_all_that_was_put_is_written_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    writer = Writer("test", Lines(RotatingFile(path, Rotation(1 << 30, keep=2))), 1 << 30)
+    for _ in range(10_000):
+        writer.put(b"line\n", 5)
+    writer.close(5.0)
+    assert (len(path.read_bytes()), writer.dropped) == (50_000, 0)
+
+
 STORM = """
 import sys, time
 from collections import deque

@@ -8,7 +8,6 @@ from typing import Final
 
 from servestate.runtime.router import scan
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 find: Final = scan.find
 
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")

@@ -26,7 +26,6 @@ from servestate.runtime.router.http.errors import BAD_REQUEST, Refused, refused
 from servestate.runtime.router.http.headers import TO_API, TO_CLIENT, TO_UPSTREAM, lines
 from servestate.runtime.router.limits import Limits
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 number_between: Final = scan.number_between
 
 Field = tuple[bytes, bytes]
@@ -38,7 +37,6 @@ _VERSIONS: Final = (b"HTTP/1.1 ", b"HTTP/1.0 ")
 BODILESS: Final = (204, 304)
 """Statuses without a body, whatever length they claim."""
 _LENGTH_DIGITS: Final = 15  # the parser cannot overflow on so many, so its verdict does not depend on which
-_MOST_LENGTH: Final = 10**_LENGTH_DIGITS - 1
 _LENGTH_FIELD: Final = re.compile(
     rb"\r\ncontent-length: ([0-9]{1,%d})(?:\r\n|$)" % _LENGTH_DIGITS, re.IGNORECASE
 )
@@ -110,17 +108,19 @@ class Repeated(Generic[Head]):
     """The last head of a connection: the next one is most often the same but for the digits of its length,
     and what was worked out for the one then holds for the other."""
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_before", "_most_bytes", "head")
 
     def __init__(self, before: bytes, after: bytes, head: Head) -> None:
         self._before = before
         self._after = after
+        self._most_bytes = len(before) + len(after) + _LENGTH_DIGITS
         self.head: Head = head
 
     def length_in(self, raw: bytes) -> int:
         """The length of the body that `raw` announces, -1 if it is another head."""
-        length = number_between(raw, self._before, self._after)
-        return length if length <= _MOST_LENGTH else -1
+        if len(raw) > self._most_bytes:
+            return -1
+        return number_between(raw, self._before, self._after)
 
 
 def repeatable(raw: bytes, head: Head) -> Repeated[Head] | None:

@@ -27,7 +27,6 @@ from servestate.runtime.router.http.heads import (
 )
 from servestate.runtime.router.limits import Limits
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 find: Final = scan.find
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -10,7 +10,6 @@ from typing import Final
 
 from servestate.runtime.router import scan
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 find: Final = scan.find
 
 # Line ends to `str.splitlines`, which MLflow's client uses: inside JSON text they become escapes.

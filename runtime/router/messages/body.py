@@ -17,7 +17,6 @@ import orjson
 from servestate.runtime.router import scan
 from servestate.runtime.router.http.errors import refused
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 find: Final = scan.find
 loads: Final = orjson.loads
 dumps: Final = orjson.dumps

@@ -23,7 +23,6 @@ from servestate.runtime.router.messages.body import (
 )
 from servestate.runtime.router.records.record import Usage
 
-# Names of other modules, as names of this one: compiled, they would be looked up each time.
 find: Final = scan.find
 flat_numbers: Final = scan.flat_numbers
 rfind: Final = scan.rfind

@@ -37,6 +37,7 @@ from servestate.runtime.troubles import news
 
 OnReady = Callable[[str], None]
 
+_ASK_S = 0.2
 _LOOK_S = 1.0
 """How often it is looked whether there is something that cannot be done."""
 
@@ -228,8 +229,9 @@ class Service:
         """What `stop` waits for, for people."""
         longest = f"at most {self._config.limits.drain_s:g} s"
         try:
-            count = (await self._answering.brief())["inflight"]
-        except Silent:
+            async with asyncio.timeout(_ASK_S):  # meanwhile they all still accept
+                count = (await self._answering.brief())["inflight"]
+        except (Silent, TimeoutError):
             return longest
         return f"{counted(count, 'request')} in flight, {longest}" if count else "nothing in flight"
 

@@ -134,7 +134,7 @@ class Queue(Generic[T]):
 
     def finish(self) -> None:
         """Write all that is left, and close the destination."""
-        self._take(self.held)
+        self._take_rest()
         self._write(last=True)
         self._room.lost += len(self._waiting)
         try:
@@ -149,6 +149,9 @@ class Queue(Generic[T]):
             self._waiting.append(item)
             self._sizes.append(size)
             most_bytes -= size
+
+    def _take_rest(self) -> None:
+        self._take(self.held)
 
     def _write(self, *, last: bool) -> None:
         waiting = self._waiting
@@ -248,9 +251,15 @@ class Writer(Queue[bytes]):
         self._lines.append(item)
 
     def _take(self, most_bytes: int) -> None:
+        self._take_lines(_LINES_OF_A_TURN)
+
+    def _take_rest(self) -> None:
+        self._take_lines(len(self._lines))
+
+    def _take_lines(self, most: int) -> None:
         lines = self._lines
         # Each of the two is one step of the interpreter, and the loop only ever adds behind them.
-        taken = lines[: len(lines) if most_bytes >= self.held else _LINES_OF_A_TURN]
+        taken = lines[:most]
         del lines[: len(taken)]
         self._waiting.extend(taken)
         self._sizes.extend(map(len, taken))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from servestate.planner.table import Backend, EntityRoute, Guard, RoutingTable, Traffic
+from servestate.planner.table import Backend, EntityRoute, Guard, Mirror, RoutingTable, Traffic
 from servestate.runtime.router.balance.health import Health
 from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.balance.replicas import Replicas
@@ -192,6 +192,47 @@ def test_where_every_entity_is_ejected_they_are_asked_all_the_same() -> None:
             assert await statuses(r, 12) == {500: 12}
             assert {state(r, "a#0"), state(r, "b#0")} == {"ejected"}
             assert (len(one.received), len(other.received)) == (12, 12)
+
+    rig.run(body())
+
+
+def test_an_entity_that_was_passed_over_is_the_last_resort() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(in_turn(*[BROKEN] * 5, answer())) as first,
+            Upstream(in_turn(*[answer()] * 5, BROKEN)) as second,
+            serving(fallback(first.url, second.url), LONG) as r,
+        ):
+            assert await statuses(r, 5) == {200: 5}
+            assert state(r) == "ejected"
+            got = await ask(r, request())
+            assert (got.status, got.fields["x-servestate-entity"]) == (200, "a")
+            assert (len(first.received), len(second.received)) == (6, 6), "each once"
+            await nothing_is_left(r, first, second)
+
+    rig.run(body())
+
+
+def test_a_copy_that_does_not_fit_is_no_trial() -> None:
+    async def body() -> None:
+        task, traffic = "llm/v1/completions", Traffic(mirror=Mirror("b", 100))
+        async with (
+            Upstream() as first,
+            Upstream(says(BROKEN)) as second,
+            serving(
+                table(entity("a", 100, first.url), entity("b", 0, second.url, task=task), traffic=traffic),
+                SHORT,
+            ) as r,
+        ):
+            direct = request(b'{"prompt":"x"}', "/serving-endpoints/chat-ep/served-models/b/invocations")
+            for _ in range(2):
+                assert (await ask(r, direct)).status == 500
+            assert state(r, "b#0") == "ejected"
+            await asyncio.sleep(0.06)
+            assert (await ask(r, request())).status == 200
+            mirrored = r.router.books.metrics.mirrored
+            await until(lambda: mirrored.values.get(("chat-ep", "b", "unfit")) == 1)
+            assert state(r, "b#0") == "ejected", "no request is under way there"
 
     rig.run(body())
 

@@ -104,6 +104,8 @@ def test_no_web_page_asks_models_where_nobody_needs_a_token() -> None:
                     assert got.status == 403, (target, fields)
                 for fields in GOOD:
                     assert (await ask(r, request(CHAT, target, fields))).status == 200
+            large = request(CHAT + b" " * 200_000, fields=FOREIGN[0]).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            assert (await ask(r, large)).status == 403, "before any of it is read"
             assert len(up.received) == 2 * len(GOOD)
         keys = rig.keyring(good={"user_name": "ann", "rights": ["query"]})
         async with Upstream() as up, serving(table(entity("a", 100, up.url)), keyring=keys) as r:

@@ -12,6 +12,9 @@ from dataclasses import replace
 import httptools
 import pytest
 
+from servestate.runtime.router.http.errors import Refused
+from servestate.runtime.router.http.http1 import RequestReader
+from servestate.runtime.router.limits import Limits
 from tests.router import rig
 from tests.router.rig import CHAT, QUICK, bounded, read_answer, request, serving
 from tests.router.upstreams import Gate, Upstream, answer, entity, says, table
@@ -256,3 +259,22 @@ def test_m2_llhttp_still_leaves_it_to_us(data: bytes, complete: int) -> None:
     completed = _Completed()
     httptools.HttpResponseParser(completed).feed_data(data)
     assert completed.complete == complete
+
+
+def test_a_length_is_judged_alike_in_the_first_head_of_a_connection_and_in_the_next() -> None:
+    def post(length: bytes) -> bytes:
+        return b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\n\r\nhello" % length
+
+    for zeros in range(20):
+        length = b"0" * zeros + b"5"
+        fresh, kept = RequestReader(Limits()), RequestReader(Limits())
+        assert kept.receive(post(b"5"))
+        kept.restart()
+        told = []
+        for reader in (fresh, kept):
+            try:
+                told.append((reader.receive(post(length)), reader.body))
+            except Refused as refusal:
+                told.append((refusal.failure.status, refusal.failure.message.encode()))
+        assert told[0] == told[1], length
+    assert told[0][0] == 400
