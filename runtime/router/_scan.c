@@ -59,43 +59,55 @@ search(const char *data, Py_ssize_t size, const char *what, Py_ssize_t length)
     return memmem(data, end - data, what, length);
 }
 
+/* What `find` and `rfind` are asked: for `what`, from one place in `data` up to another. */
+typedef struct {
+    const char *data, *what;
+    Py_ssize_t length, start, end;
+} Asked;
+
+/* Whether the arguments make sense; if not, with an exception. */
+static int
+asked(const char *name, PyObject *const *args, Py_ssize_t count, Asked *found)
+{
+    if (!is_bytes(name, args, count, 2, 2, 4))
+        return 0;
+    found->data = PyBytes_AS_STRING(args[0]);
+    found->what = PyBytes_AS_STRING(args[1]);
+    found->length = PyBytes_GET_SIZE(args[1]);
+    found->start = count > 2 ? place(args[2], PY_SSIZE_T_MAX) : 0;
+    if (found->start < 0)
+        return 0;
+    found->end = count > 3 ? place(args[3], PyBytes_GET_SIZE(args[0])) : PyBytes_GET_SIZE(args[0]);
+    return found->end >= 0;
+}
+
 static PyObject *
 scan_find(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (!is_bytes("find", args, count, 2, 2, 4))
+    Asked in;
+    if (!asked("find", args, count, &in))
         return NULL;
-    const char *data = PyBytes_AS_STRING(args[0]), *what = PyBytes_AS_STRING(args[1]);
-    Py_ssize_t size = PyBytes_GET_SIZE(args[0]), length = PyBytes_GET_SIZE(args[1]), start = 0, end = size;
-    if (count > 2 && (start = place(args[2], PY_SSIZE_T_MAX)) < 0)
-        return NULL;
-    if (count > 3 && (end = place(args[3], size)) < 0)
-        return NULL;
-    if (start > end || length > end - start)
+    if (in.start > in.end || in.length > in.end - in.start)
         return PyLong_FromLong(-1);
-    const char *found = search(data + start, end - start, what, length);
-    return PyLong_FromSsize_t(found == NULL ? -1 : found - data);
+    const char *found = search(in.data + in.start, in.end - in.start, in.what, in.length);
+    return PyLong_FromSsize_t(found == NULL ? -1 : found - in.data);
 }
 
 static PyObject *
 scan_rfind(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (!is_bytes("rfind", args, count, 2, 2, 4))
+    Asked in;
+    if (!asked("rfind", args, count, &in))
         return NULL;
-    const char *data = PyBytes_AS_STRING(args[0]), *what = PyBytes_AS_STRING(args[1]);
-    Py_ssize_t size = PyBytes_GET_SIZE(args[0]), length = PyBytes_GET_SIZE(args[1]), start = 0, end = size;
-    if (count > 2 && (start = place(args[2], PY_SSIZE_T_MAX)) < 0)
-        return NULL;
-    if (count > 3 && (end = place(args[3], size)) < 0)
-        return NULL;
-    if (length == 0)
-        return PyLong_FromSsize_t(start > end ? -1 : end);
-    while (start <= end && length <= end - start) {
-        const char *found = memrchr(data + start, what[0], end - start - length + 1);
+    if (in.length == 0)
+        return PyLong_FromSsize_t(in.start > in.end ? -1 : in.end);
+    while (in.start <= in.end && in.length <= in.end - in.start) {
+        const char *found = memrchr(in.data + in.start, in.what[0], in.end - in.start - in.length + 1);
         if (found == NULL)
             break;
-        if (memcmp(found, what, length) == 0)
-            return PyLong_FromSsize_t(found - data);
-        end = found - data + length - 1;
+        if (memcmp(found, in.what, in.length) == 0)
+            return PyLong_FromSsize_t(found - in.data);
+        in.end = found - in.data + in.length - 1;
     }
     return PyLong_FromLong(-1);
 }

@@ -179,6 +179,7 @@ def test_killed_while_docker_acts(
         again = site.run("apply", "--auto-approve")
         if again.code == 3:  # the late call came in between its plan and its work, which then is none
             assert "the world has changed since it was planned" in again.err
+            assert "Nothing was changed" in again.err
             again = site.run("apply", "--auto-approve")
         assert "Apply complete" in again.ok().out
         time.sleep(late_s)  # by now the late call has come
