@@ -24,7 +24,7 @@ clock that only grows.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 from typing import Any, Final
 
 from servestate.runtime.router.balance.policy import HealthPolicy
@@ -164,7 +164,8 @@ class Health:
                 return {"state": "healthy"}
             case Ejected(since, until, reason, times):
                 left = max(until - now, 0.0)
-                return _report("ejected", reason, times, now - since) | {"left_s": round(left, 3)}
+                # Rounded up: 0 says that the ejection is over.
+                return _report("ejected", reason, times, now - since) | {"left_s": ceil(left * 1000) / 1000}
             case Trial(since, _, ejection):
                 return _report("trial", ejection.reason, ejection.times, now - since)
 

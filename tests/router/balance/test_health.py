@@ -195,6 +195,8 @@ def test_half_of_twenty_within_the_window_ejects() -> None:
         "for_s": 2.0,
         "left_s": 8.0,
     }
+    assert health.report(START + 10.9999)["left_s"] == 0.001, "0 is told only when it is over"
+    assert health.report(START + 11)["left_s"] == 0
 
 
 def test_fewer_than_half_do_not_and_the_past_is_forgotten() -> None:

@@ -374,7 +374,6 @@ async def until_ejected(r: Rig) -> None:
     while state(r) != "ejected":
         await ask(r, request())
     await until(lambda: r.router.report()["replicas"]["a#0"]["left_s"] == 0)
-    await asyncio.sleep(0.001)  # what is told is rounded
 
 
 async def until_healthy(r: Rig) -> None:
