@@ -13,9 +13,9 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = """
-access client dispatch mirror parties proxy relay routes routing
+access client dispatch mirror parties proxy relay routes routing upload
 http.chunked http.errors http.headers http.heads http.http1 http.sse http.upstream
-messages.body messages.tokens
+messages.body messages.passage messages.tokens
 quota.memory quota.rates
 balance.health balance.pick balance.prober balance.replicas
 guards.judging

@@ -186,10 +186,65 @@ scan_flat_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
     return numbers;
 }
 
+/* The end of the text in which `at` stands, with its quotes; `end` where it does not end before. `quoted` is as
+   `nested` has it, before and after. */
+static const char *
+text_end(const char *at, const char *end, long *quoted)
+{
+    if (*quoted == 2 && at < end) {
+        at++;
+        *quoted = 1;
+    }
+    for (; at < end; at++) {
+        if (*at == '"') {
+            *quoted = 0;
+            return at + 1;
+        }
+        if (*at == '\\' && ++at == end) {
+            *quoted = 2;
+            return end;
+        }
+    }
+    return end;
+}
+
+static PyObject *
+scan_nested(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (!is_bytes("nested", args, count, 1, 4, 4))
+        return NULL;
+    const char *data = PyBytes_AS_STRING(args[0]), *end = data + PyBytes_GET_SIZE(args[0]);
+    Py_ssize_t start = place(args[1], PyBytes_GET_SIZE(args[0]));
+    Py_ssize_t depth = start < 0 ? -1 : place(args[2], PY_SSIZE_T_MAX);
+    long quoted = depth < 0 ? -1 : PyLong_AsLong(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    const char *at = data + start;
+    if (quoted)
+        at = text_end(at, end, &quoted);
+    while (at < end && depth > 1) {
+        switch (*at++) {
+        case '"':
+            quoted = 1;
+            at = text_end(at, end, &quoted);
+            break;
+        case '{':
+        case '[':
+            depth++;
+            break;
+        case '}':
+        case ']':
+            depth--;
+        }
+    }
+    return Py_BuildValue("nnl", (Py_ssize_t)(at - data), depth, quoted);
+}
+
 static PyMethodDef methods[] = {
     {"find", (PyCFunction)(void (*)(void))scan_find, METH_FASTCALL, NULL},
     {"rfind", (PyCFunction)(void (*)(void))scan_rfind, METH_FASTCALL, NULL},
     {"flat_numbers", (PyCFunction)(void (*)(void))scan_flat_numbers, METH_FASTCALL, NULL},
+    {"nested", (PyCFunction)(void (*)(void))scan_nested, METH_FASTCALL, NULL},
     {"number_between", (PyCFunction)(void (*)(void))scan_number_between, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

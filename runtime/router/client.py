@@ -70,6 +70,7 @@ class ClientConnection(Client):
         "_desk",
         "_discarded",
         "_exchange",
+        "_held_since",
         "_lingering",
         "_loop",
         "_management",
@@ -80,7 +81,9 @@ class ClientConnection(Client):
         "_resolve",
         "_route",
         "_transport",
+        "_upload",
         "_waiting",
+        "_whole",
     )
 
     def __init__(
@@ -100,6 +103,9 @@ class ClientConnection(Client):
         self._paused = False
         self._reserved = 0  # of the budget for large bodies
         self._waiting = False  # for room in it
+        self._whole = False  # a large body has to be, before anything is done with it
+        self._upload: Exchange | None = None  # where the rest of the body goes as it comes
+        self._held_since = NEVER  # since when it is not read
         self.keep_alive = True
         self._request_began = 0.0
         self.deadline = NEVER
@@ -143,6 +149,8 @@ class ClientConnection(Client):
             self._discard(data)
         elif self._exchange is None and not self._paused:
             self._consume(self._ahead + data if self._ahead else data)
+        elif self._upload is not None:
+            self._consume(data)
         else:
             self._ahead += data
             if len(self._ahead) > self._desk.limits.ahead_bytes:
@@ -198,16 +206,19 @@ class ClientConnection(Client):
     def finished(self, now: float) -> None:
         """See `parties.Client`."""
         self._exchange = None
+        self._end_upload()
         self._next_request(now)
 
     def fail(self, failure: Failure, answer_fields: bytes, request_id: bytes) -> None:
         """See `parties.Client`."""
         self._exchange = None
+        self._end_upload()
         self._answer(failure, answer_fields, request_id)
 
     def cut(self, final: bytes) -> None:
         """See `parties.Client`."""
         self._exchange = None
+        self._end_upload()
         if self._paused or self.http10:
             # An HTTP/1.0 client takes an orderly close for the end of the answer.
             self._reset()
@@ -225,12 +236,18 @@ class ClientConnection(Client):
         self._ahead = b""
         reader = self._reader
         try:
-            if reader.receive(data):
+            whole = reader.receive(data)
+            if self._upload is not None:
+                self._pass_on(self._upload, reader, whole)
+            elif whole:
                 self._dispatch(reader, reader.head)
             else:
                 self._await_rest(reader)
         except Refused as refusal:
-            self._refuse(refusal)
+            if self._upload is not None:
+                self._upload.refuse(refusal.failure)
+            else:
+                self._refuse(refusal)
 
     def _await_rest(self, reader: RequestReader) -> None:
         limits = self._desk.limits
@@ -251,9 +268,78 @@ class ClientConnection(Client):
                 self._ask_for_body(reader, head)
         if reader.length > limits.drain_bytes and not self._reserved:
             self._take_room(reader, head)
-        if not self._waiting:
-            allowed = limits.body_grace_s + reader.received / limits.body_bytes_per_s
-            self.deadline = self._request_began + allowed
+        if self._waiting:
+            return
+        self._await_body(reader)
+        most = limits.passed_bytes
+        held = reader.held
+        if (
+            not self._whole
+            and held >= limits.drain_bytes
+            and (held if head.chunked else reader.length) > most
+        ):
+            self._begin_upload(self._route, reader, head)
+
+    def _await_body(self, reader: RequestReader) -> None:
+        """No slower than that."""
+        limits = self._desk.limits
+        allowed = limits.body_grace_s + reader.received / limits.body_bytes_per_s
+        self.deadline = self._request_began + allowed
+
+    # A large body that goes on before it is whole.
+
+    def _begin_upload(self, route: Route, reader: RequestReader, head: RequestHead) -> None:
+        """Take the request on now, if nothing needs the rest of its body for that."""
+        desk = self._desk
+        call: Call | None = None
+        if isinstance(route, _QUERIES):
+            began = perf_counter()
+            try:
+                call = dispatch.ask_early(desk, route, head, reader.peek())
+                if call is not None:
+                    self._check_room()
+            except Refused as refusal:
+                raise Refused(refusal.failure, close=True) from None
+        if call is None:
+            self._whole = True
+            return
+        reader.take()
+        self._keep_room(desk.limits.passing_bytes)
+        self.keep_alive = head.keep_alive and not desk.stopping
+        self._take_on(call, began)
+
+    def _pass_on(self, exchange: Exchange, reader: RequestReader, whole: bool) -> None:
+        """The next piece of the body."""
+        upload = exchange.upload
+        assert upload is not None, "it is where the body goes"
+        upload.more(reader.body if whole else reader.take(), last=whole)
+        if whole:
+            self._upload = None
+            self._ahead = reader.surplus
+            exchange.uploaded()
+        elif self._held_since == NEVER:
+            self._await_body(reader)
+
+    def hold(self, held: bool) -> None:
+        """See `parties.Client`."""
+        if self._upload is None or held == (self._held_since != NEVER):
+            return
+        now = self._loop.time()
+        if held:
+            self._held_since = now
+            self._transport.pause_reading()
+        else:
+            self._request_began += now - self._held_since  # it was not the client who was slow
+            self._held_since = NEVER
+            self._await_body(self._reader)
+            self._transport.resume_reading()
+
+    def _end_upload(self) -> None:
+        """The exchange is over; a rest of the body that is still to come is nobody's."""
+        self._held_since = NEVER
+        if self._upload is not None:
+            self._upload = None
+            self.keep_alive = False
 
     def _check_browser(self, management: Management, head: RequestHead) -> None:
         browser.check(head, management.names, self._desk.access.keyring.hosts)
@@ -292,6 +378,12 @@ class ClientConnection(Client):
         if head.expects_continue and not reader.received:
             self._transport.write(CONTINUE)
 
+    def _keep_room(self, size: int) -> None:
+        """No more than that of what is held."""
+        if self._reserved > size:
+            self._desk.budget.give(self._reserved - size)
+            self._reserved = size
+
     def _give_room(self) -> None:
         if self._waiting:
             self._waiting = False
@@ -309,8 +401,7 @@ class ClientConnection(Client):
         route = self._route = self._route or self._resolve(head.method, head.target)
         desk = self._desk
         if isinstance(route, _QUERIES):
-            if desk.inflight >= desk.limits.inflight:
-                raise Refused(errors.unavailable("the router has as many requests under way as it may"))
+            self._check_room()
             began = perf_counter()
             call = dispatch.ask(desk, route, head, reader.body)
             if call.endpoint.guard_input is None:
@@ -331,6 +422,11 @@ class ClientConnection(Client):
         else:
             raise Refused(_no_such_path())
 
+    def _check_room(self) -> None:
+        """Raises Refused (503)."""
+        if self._desk.inflight >= self._desk.limits.inflight:
+            raise Refused(errors.unavailable("the router has as many requests under way as it may"))
+
     def judged(self, call: Call, began: float) -> None:
         """A guard has nothing against the request."""
         self._exchange = None
@@ -346,10 +442,18 @@ class ClientConnection(Client):
         try:
             dispatch.choose(desk, call)
         except Refused as refusal:
+            if call.passage is not None:
+                self.keep_alive = False
             self._refuse(refusal, call.endpoint.name)
             return
         exchange = Exchange(self, call, REQUEST_IDS.new(), began, desk, self._loop)
         self._exchange = exchange
+        if call.passage is not None:
+            self._upload = exchange
+            exchange.start()
+            if self._upload is not None and exchange.upload is not None:
+                self.hold(not exchange.upload.flows)
+            return
         exchange.start()
         mirror = call.endpoint.mirror
         if mirror is not None:
@@ -385,6 +489,7 @@ class ClientConnection(Client):
             return
         self._reader.restart()
         self._route = None
+        self._whole = False
         self._request_began = 0.0
         limits = self._desk.limits
         self.deadline = now + (limits.farewell_s if self._desk.stopping else limits.idle_s)

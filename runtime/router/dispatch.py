@@ -24,6 +24,7 @@ from servestate.runtime.router.http.heads import RequestHead
 from servestate.runtime.router.limits import Limits
 from servestate.runtime.router.messages import body, parameters, tokens
 from servestate.runtime.router.messages.body import CHAT, COMPLETION, CUSTOM, Document, Kind
+from servestate.runtime.router.messages.passage import Passage
 from servestate.runtime.router.parties import Desk
 from servestate.runtime.router.quota.mutex import Uncountable
 from servestate.runtime.router.quota.rates import UNCOUNTABLE, Admission, Denied, Rates
@@ -32,6 +33,7 @@ from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, list_of_
 
 monotonic: Final = time.monotonic
 
+_NEEDED: Final = body.OURS | {"model"}
 _ENTITY_FIELD: Final = b"x-servestate-entity"
 
 
@@ -45,6 +47,9 @@ class Call:
     usage is wanted of the answer, and `hides_usage` that the caller did not ask for the event that tells it.
     `kept` is the body as it is written down, if this one is: as it came, but for `extra_params` and what a
     guard masked. `admission` stands where limits hold.
+
+    `passage`: of the body only the beginning is here, `body` is no more either, and `document` what that says
+    in whole.
     """
 
     __slots__ = (
@@ -60,6 +65,7 @@ class Call:
         "kept",
         "kind",
         "measured",
+        "passage",
         "prompt",
         "raw",
         "served",
@@ -79,6 +85,7 @@ class Call:
         document: Document,
         head: RequestHead,
         visitor: Visitor | None,
+        passage: Passage | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.served = served
@@ -87,6 +94,7 @@ class Call:
         self.document = document
         self.head = head
         self.visitor = visitor
+        self.passage = passage
         self.caller: Caller | None = None if visitor is None else visitor.caller
         self.admission: Admission | None = None
         self.prompt: int | None = None  # tokens of it, once they are estimated
@@ -95,12 +103,22 @@ class Call:
 
     def body_for(self, entity: LiveEntity, limits: Limits) -> bytes:
         """The body as `entity` gets it. Raises Refused where it does not take one of this kind."""
+        if self.passage is not None:
+            return self._beginning_for(entity, limits, self.passage)
         if entity.external and len(self.raw) > limits.external_body_bytes:
             raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
         kind = self.kind
         if entity.task:
             body.check_task(kind, entity.task, entity.name)
         return body.rewrite(self.raw, self.document, "" if kind is CUSTOM else entity.model)
+
+    def _beginning_for(self, entity: LiveEntity, limits: Limits, passage: Passage) -> bytes:
+        kind = self.kind
+        if entity.task:
+            body.check_task(kind, entity.task, entity.name)
+        most = limits.external_body_bytes if entity.external else limits.body_bytes
+        custom = kind is CUSTOM
+        return passage.first("" if custom else entity.model, most, custom=custom)
 
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, estimated."""
@@ -152,27 +170,69 @@ def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: byte
     """What a whole request asks for. Raises Refused."""
     access = desk.access
     visitor = _visitor(access, head)
-    served = ""
     if isinstance(route, OpenAICall):
         kind = route.kind
         document = body.parse(raw)
         if kind.name not in document:
             raise refused(f"the body needs {kind.name!r}")
-        name = body.model_of(document)
-        if "/" in name:
-            name, _, served = name.partition("/")
-        endpoint = desk.table.endpoints.get(name)
-        if endpoint is None or visitor is not None:  # looked at here first: most often all is well
-            endpoint = permit(endpoint, name, visitor)
+        endpoint, served = _named(desk, document, visitor)
     else:
         served = route.entity
         endpoint = permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
         raw, document, kind = _invocation(raw)
+    served = _served(endpoint, served, head)
+    return Call(endpoint, served, kind, raw, document, head, visitor)
+
+
+def ask_early(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, beginning: bytes) -> Call | None:
+    """What a request asks for of whose body only the `beginning` is here, None where it takes the whole to
+    know, or to serve it. Raises Refused."""
+    visitor = _visitor(desk.access, head)
+    served = ""
+    if isinstance(route, Invocation):
+        served = route.entity
+        endpoint = permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
+        if not endpoint.passes:
+            return None
+    passage = Passage(beginning, None if head.chunked else head.length)
+    document = passage.document
+    if passage.breaks_off in _NEEDED:
+        return None
+    if isinstance(route, OpenAICall):
+        kind = route.kind
+        if "model" not in document or kind.name not in passage.keys:
+            return None
+        endpoint, served = _named(desk, document, visitor)
+        if not endpoint.passes:
+            return None
+    else:
+        if len(passage.keys & body.DECIDING) != 1 or parameters.EXTRA in passage.keys:
+            return None
+        kind = body.kind_of(passage.keys)
+        parameters.check(kind, document)
+        passage.too_late = body.DECIDING if kind is CUSTOM else body.DECIDING | {parameters.EXTRA}
+    served = _served(endpoint, served, head)
+    return Call(endpoint, served, kind, b"", document, head, visitor, passage)
+
+
+def _named(desk: Desk, document: Document, visitor: Visitor | None) -> tuple[LiveEndpoint, str]:
+    """The endpoint that a body names, and the served entity, if it names one. Raises Refused."""
+    name, served = body.model_of(document), ""
+    if "/" in name:
+        name, _, served = name.partition("/")
+    endpoint = desk.table.endpoints.get(name)
+    if endpoint is None or visitor is not None:  # looked at here first: most often all is well
+        endpoint = permit(endpoint, name, visitor)
+    return endpoint, served
+
+
+def _served(endpoint: LiveEndpoint, served: str, head: RequestHead) -> str:
+    """Which served entity the request names, "" if none. Raises Refused."""
     if endpoint.named_by_header and not served:
         served = head.field(_ENTITY_FIELD).decode("latin-1")
     if served and served not in endpoint.by_name:
         raise unknown(f"the endpoint {endpoint.name!r} has no served entity {served!r}")
-    return Call(endpoint, served, kind, raw, document, head, visitor)
+    return served
 
 
 def choose(desk: Desk, call: Call) -> None:
@@ -217,7 +277,7 @@ def _invocation(raw: bytes) -> tuple[bytes, Document, Kind]:
     document = body.parse(raw)
     if parameters.EXTRA in document:
         raw, document = parameters.merged(raw, document)
-    kind = body.kind_of(document)
+    kind = body.kind_of(document.keys())
     parameters.check(kind, document)
     return raw, document, kind
 

@@ -22,6 +22,10 @@ class Limits:
     body_bytes: int = 16 * MIB
     buffered_bytes: int = 256 * MIB
     """All request bodies beyond `drain_bytes` together; at least `body_bytes`."""
+    passed_bytes: int = 256 * KIB
+    """A larger body goes on before it is whole, where nothing needs the whole of it."""
+    passing_bytes: int = 512 * KIB
+    """What may be held of one that goes on: what was read at once, and what its upstream has not taken."""
     external_body_bytes: int = 4 * MIB
     """The serving API's bound for bodies to an external model."""
     error_body_bytes: int = 64 * KIB

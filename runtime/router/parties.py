@@ -50,6 +50,10 @@ class Client:
         """Answer with an error; nothing was written before."""
         raise NotImplementedError
 
+    def hold(self, held: bool) -> None:
+        """Whether the rest of a body that goes on as it comes is left unread for now."""
+        raise NotImplementedError
+
     def cut(self, final: bytes) -> None:
         """Send `final`, then end the connection so that the answer cannot be taken for whole."""
         raise NotImplementedError

@@ -42,6 +42,7 @@ from servestate.runtime.router.parties import Client, Desk, framing_of
 from servestate.runtime.router.records.measures import measures
 from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
+from servestate.runtime.router.upload import Upload
 
 perf_counter: Final = time.perf_counter
 monotonic: Final = time.monotonic
@@ -115,6 +116,7 @@ class Exchange(upstream.Exchange):
         "_tried",
         "_upstream",
         "_whole",
+        "upload",
     )
 
     def __init__(
@@ -126,7 +128,8 @@ class Exchange(upstream.Exchange):
         desk: Desk,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """`began` is when the request was whole, by `time.perf_counter`."""
+        """`began` is when all was known of the request that it takes to serve it, by `time.perf_counter`.
+        Where its body goes on as it comes, `upload` wants the rest."""
         self._client = client
         self._call = call
         self._entity = call.entity
@@ -160,6 +163,9 @@ class Exchange(upstream.Exchange):
         self._kept: bytearray | None = None  # of an answer that is written down
         self._chunked = False
         self._error = b""
+        self.upload: Upload | None = None
+        if call.passage is not None:
+            self.upload = Upload(call.passage, call.body, client)
 
     def start(self) -> None:
         """Count the request and send it to a replica."""
@@ -223,7 +229,10 @@ class Exchange(upstream.Exchange):
     def expire(self) -> None:
         """The client's `deadline` has passed."""
         phase = self._phase
-        if phase is _RELAYING:
+        upload = self.upload
+        if upload is not None and not upload.done and phase in (_WAITING, _RELAYING):
+            self._interrupted(upload)
+        elif phase is _RELAYING:
             self._blame("stalled")
             self._fail(errors.lost(f"the answer made no progress for {self._stall_s:g} s"), "stalled")
         elif phase is _COLLECTING:
@@ -243,7 +252,38 @@ class Exchange(upstream.Exchange):
             self._blame("timeout")
             self._fail(errors.lost(f"no answer within {self._call.endpoint.deadline_s:g} s"), "late")
 
+    def uploaded(self) -> None:
+        """The last of a body that went on as it came is written: now the answer is waited for."""
+        now = self._loop.time()
+        self._deadline = now + self._call.endpoint.deadline_s
+        if self._phase is _RELAYING:
+            self._client.deadline = now + self._stall_s
+        elif self._held is not None:
+            self._client.deadline = min(self._deadline, now + self._limits.peek_s)
+        else:
+            self._client.deadline = self._deadline
+
+    def refuse(self, failure: Failure) -> None:
+        """The rest of a body that went on as it came does not: the upstream sees its connection go."""
+        self._says_nothing()
+        self._fail(failure, "body")
+
+    def _interrupted(self, upload: Upload) -> None:
+        if upload.full:
+            self._blame("stalled")
+            late = errors.lost(f"the upstream took no more of the request for {self._stall_s:g} s")
+            self._fail(late, "stalled")
+        else:
+            self.refuse(Failure(400, errors.BAD_REQUEST, "the request did not arrive in time"))
+
     # From the upstream.
+
+    def fill(self, full: bool) -> None:
+        """See `upstream.Exchange`."""
+        if self.upload is not None:
+            self.upload.fill(full)
+            if full and self._phase is _WAITING:
+                self._client.deadline = self._loop.time() + self._stall_s
 
     def connected(self, connection: UpstreamConnection) -> None:
         """See `upstream.Exchange`."""
@@ -359,6 +399,9 @@ class Exchange(upstream.Exchange):
         self._upstream = connection
         self._phase = _WAITING
         self._may_have_run = True
+        if self.upload is not None:
+            self._send_beginning(connection, self._backend, self.upload)
+            return
         body = self._body
         head = self._backend.heads[self._kind]
         length = b"%d" % len(body)
@@ -377,6 +420,12 @@ class Exchange(upstream.Exchange):
                 )
             ),
         )
+        self._record.own_s += perf_counter() - self._mark
+
+    def _send_beginning(self, connection: UpstreamConnection, backend: LiveBackend, upload: Upload) -> None:
+        head = b"%b%b%b%b" % (backend.heads[self._kind], self._fields, _REQUEST_ID, self._request_id)
+        connection.send(self, head + upload.open(connection))
+        self._client.hold(upload.full)
         self._record.own_s += perf_counter() - self._mark
 
     # The way elsewhere.
@@ -510,6 +559,8 @@ class Exchange(upstream.Exchange):
         self._phase = _RELAYING
         payload = self._heard(payload, complete)
         known = length if self._events is None else None
+        if self.upload is not None and not self.upload.done:
+            self._client.keep_alive = False  # the rest of the request stands between this answer and the next
         framing, self._chunked = framing_of(head.status, known, self._client)
         size = len(payload)
         if self._chunked:
@@ -792,6 +843,8 @@ class Exchange(upstream.Exchange):
             self._pause = None
         if self._looking is not None:
             self._looking.cancel()  # nobody waits: it need not wait for its turn
+        if self.upload is not None:
+            self.upload.drop()
 
     def _leave_backend(self) -> None:
         backend = self._backend
@@ -811,6 +864,9 @@ class Exchange(upstream.Exchange):
         self._phase = _ENDED
         self._leave_backend()
         record, call = self._record, self._call
+        if self.upload is not None:
+            self.upload.drop()
+            record.sent = self.upload.sent
         record.total_s = perf_counter() - record.began
         record.wall = wall_clock() - record.total_s
         record.usage = self._used()

@@ -118,8 +118,9 @@ class LiveEndpoint:
 
     `rates` is None where nothing is limited; `guard_input`, `guard_output` and `mirror` are None where there
     is none. `deadline_s` and `stall_s` hold for its requests. `measures`: the tokens of each are wanted.
-    `sampled` says of each request in turn whether it is written down, and is None where none is. `models`
-    are its entries in the list of models.
+    `sampled` says of each request in turn whether it is written down, and is None where none is. `passes`:
+    nothing needs bodies whole, to look at them, to copy them or to send them a second time. `models` are its
+    entries in the list of models.
     """
 
     __slots__ = (
@@ -136,6 +137,7 @@ class LiveEndpoint:
         "models",
         "name",
         "named_by_header",
+        "passes",
         "payloads",
         "rates",
         "sampled",
@@ -176,6 +178,15 @@ class LiveEndpoint:
         self.payloads = routes.payloads
         self.sampled = sampled
         self.mirror = mirror
+        self.passes = not (
+            traffic.fallback
+            or traffic.replicas == "prefix_hash"
+            or (traffic.sticky is not None and traffic.sticky.source == "body")
+            or routes.guard_input is not None
+            or mirror is not None
+            or self.measures
+            or sampled is not None
+        )
         names = (routes.name, *(f"{routes.name}/{entity.name}" for entity in routes.entities))
         self.models = [
             {"id": name, "object": "model", "created": created, "owned_by": "servestate"} for name in names

@@ -6,10 +6,15 @@ Places are never below 0. What is found is a place in all of `data`, -1 where it
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 MOST_DIGITS = 18
 """A number of more is none; the same in `_scan.c`."""
+
+_TEXT = rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|(\\?+)\Z)'
+_REST = re.compile(_TEXT, re.DOTALL)
+_PART = re.compile(rb'"' + _TEXT + rb"|[{}\[\]]", re.DOTALL)
 
 
 def _number_between(data: bytes, before: bytes, after: bytes) -> int:
@@ -30,6 +35,32 @@ def _flat_numbers(data: bytes, start: int, first: bytes, second: bytes) -> tuple
     return None
 
 
+def _nested(data: bytes, at: int, depth: int, quoted: int) -> tuple[int, int, int]:
+    """Go on in JSON from `at`, where `depth` brackets are open, the outermost among them, and `quoted` says
+    whether a text is: 0, 1, or 2 behind a backslash in it. Where only the outermost is open, or where `data`
+    ends; and what then holds. What the brackets hold is not judged, nor whether they are a pair."""
+    if quoted:
+        match = _REST.match(data, at + (quoted == 2 and at < len(data)))
+        if match is None or (quoted == 2 and at == len(data)):
+            return at, depth, quoted
+        at = match.end()
+        if match[1] is not None:
+            return at, depth, 1 + len(match[1])
+    if depth == 1:
+        return at, 1, 0
+    for match in _PART.finditer(data, at):
+        if match[1] is not None:
+            return len(data), depth, 1 + len(match[1])
+        first = data[match.start()]
+        if first in b"{[":
+            depth += 1
+        elif first in b"}]":
+            depth -= 1
+            if depth == 1:
+                return match.end(), 1, 0
+    return len(data), depth, 0
+
+
 if TYPE_CHECKING:
 
     def find(data: bytes, what: bytes, start: int = 0, end: int = 0) -> int:
@@ -38,10 +69,10 @@ if TYPE_CHECKING:
     def rfind(data: bytes, what: bytes, start: int = 0, end: int = 0) -> int:
         """As `bytes.rfind`, likewise."""
 
-    flat_numbers, number_between = _flat_numbers, _number_between
+    flat_numbers, nested, number_between = _flat_numbers, _nested, _number_between
 else:
     try:
-        from servestate.runtime.router._scan import find, flat_numbers, number_between, rfind
+        from servestate.runtime.router._scan import find, flat_numbers, nested, number_between, rfind
     except ImportError:  # it was not compiled
         find, rfind = bytes.find, bytes.rfind
-        flat_numbers, number_between = _flat_numbers, _number_between
+        flat_numbers, nested, number_between = _flat_numbers, _nested, _number_between

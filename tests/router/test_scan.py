@@ -103,3 +103,34 @@ def test_numbers_in_c() -> None:
         scan.number_between(b"a", b"a", 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         scan.flat_numbers(b"a", b"a", *KEYS)  # type: ignore[arg-type]
+
+
+JSONISH = st.lists(st.sampled_from([b'"', b"\\", b"{", b"}", b"[", b"]", b"a", b",", b"\n", b"\xff"])).map(
+    b"".join
+)
+
+
+def go_on(data: bytes, at: int, depth: int, quoted: int) -> tuple[int, int, int]:
+    """As `nested` says it, byte by byte."""
+    while at < len(data) and (quoted or depth > 1):
+        byte = data[at : at + 1]
+        at += 1
+        if quoted == 2:
+            quoted = 1
+        elif quoted:
+            quoted = {b'"': 0, b"\\": 2}.get(byte, 1)
+        elif byte == b'"':
+            quoted = 1
+        else:
+            depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(byte, 0)
+    return at, depth, quoted
+
+
+@given(JSONISH, st.integers(0, 30), st.integers(1, 3), st.integers(0, 2))
+@example(b"", 0, 2, 2)
+@example(b"\\", 0, 2, 1)
+def test_what_is_nested_ends_where_its_brackets_do(data: bytes, at: int, depth: int, quoted: int) -> None:
+    at = min(at, len(data))
+    wanted = go_on(data, at, depth, quoted)
+    assert scan.nested(data, at, depth, quoted) == wanted
+    assert scan._nested(data, at, depth, quoted) == wanted

@@ -82,6 +82,20 @@ class RequestReader:
         """Whether any byte of a request was seen."""
         return self.head is not None or bool(self._buffer)
 
+    @property
+    def held(self) -> int:
+        """How many bytes of an unfinished body are held."""
+        return len(self._came) if self._came is not None else 0
+
+    def peek(self) -> bytes:
+        """What is held of an unfinished body."""
+        return bytes(self._came or b"")
+
+    def take(self) -> bytes:
+        """What is held of an unfinished body, which is not held any longer: `body` will be the rest."""
+        came, self._came = self._came, bytearray()
+        return bytes(came or b"")
+
     def receive(self, data: bytes) -> bool:
         """Take bytes; whether the request is whole. Raises Refused."""
         if self.head is not None:

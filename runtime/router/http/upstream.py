@@ -50,6 +50,10 @@ class Exchange:
         """The connection ended before the answer did; `bad`: the upstream broke the protocol."""
         raise NotImplementedError
 
+    def fill(self, full: bool) -> None:
+        """What was written waits here, more of it than should, or no longer. Of a request that was written
+        at once nobody need know."""
+
 
 class Origin:
     """Where an upstream is reached, with its idle connections, the most recently used last."""
@@ -169,7 +173,7 @@ class UpstreamConnection:
     from it.
     """
 
-    __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since")
+    __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since", "unsent")
 
     def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self._origin = origin
@@ -179,6 +183,7 @@ class UpstreamConnection:
         self._transport: asyncio.Transport
         self._made = False
         self.idle_since = 0.0
+        self.unsent = False  # the end of a request that is sent in pieces
 
     def as_protocol(self) -> asyncio.BufferedProtocol:
         """Itself, to be given to a loop."""
@@ -201,10 +206,15 @@ class UpstreamConnection:
         return not _readable(self._transport)
 
     def send(self, exchange: Exchange, request: bytes) -> None:
-        """Write a whole request; the exchange hears of the answer."""
+        """Write a request, or its beginning; the exchange hears of the answer."""
         self._exchange = exchange
         self._reader.restart()
         self._transport.write(request)
+
+    def write(self, more: bytes) -> None:
+        """Write the next piece of a request."""
+        if not self._transport.is_closing():  # which the exchange will hear of
+            self._transport.write(more)
 
     def cancel(self) -> None:
         """The exchange wants no answer any more: the upstream sees its connection go, at once."""
@@ -262,15 +272,19 @@ class UpstreamConnection:
             exchange.answered(head, reader.length, payload, reader.complete)
 
     def pause_writing(self) -> None:
-        """Nothing to do: of one request at a time, all is written at once."""
+        """The upstream reads slower than is written."""
+        if self._exchange is not None:
+            self._exchange.fill(True)
 
     def resume_writing(self) -> None:
-        """Nothing to do."""
+        """It has caught up."""
+        if self._exchange is not None:
+            self._exchange.fill(False)
 
     def _settle(self, head: AnswerHead) -> None:
         """The answer is complete: back to the pool, or closed."""
         self._exchange = None
-        if head.keep_alive and self._transport.get_write_buffer_size() == 0:
+        if head.keep_alive and not self.unsent and self._transport.get_write_buffer_size() == 0:
             self.idle_since = self._loop.time()
             self._origin.give_back(self)
         else:

@@ -7,7 +7,7 @@ in, and without the two members that belong to the router. Engines and strict pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -48,6 +48,8 @@ _BY_KEY: dict[str, Kind] = {
     "instances": CUSTOM,
     "inputs": CUSTOM,
 }
+DECIDING: Final = frozenset(_BY_KEY)
+"""Keys of which exactly one says of which kind a body is."""
 OURS: Final = frozenset({"client_request_id", "usage_context"})
 """Keys that are for the router, not for models."""
 LLM_TASKS: Final = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
@@ -87,11 +89,11 @@ def written(value: Any) -> bytes:
         raise refused("the request's body is nested too deeply") from None
 
 
-def kind_of(document: Document) -> Kind:
+def kind_of(keys: Set[str]) -> Kind:
     """The kind that the one deciding key names. Raises Refused (400) for none or several."""
-    keys = document.keys() & _BY_KEY.keys()
+    keys = keys & DECIDING
     if len(keys) == 1:
-        return _BY_KEY[keys.pop()]
+        return _BY_KEY[next(iter(keys))]
     found = f"found {', '.join(sorted(keys))}" if keys else "found none of them"
     raise refused(f"the body needs exactly one of the keys {', '.join(_BY_KEY)}; {found}")
 

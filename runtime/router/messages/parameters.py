@@ -34,7 +34,7 @@ def merged(raw: bytes, document: Document) -> tuple[bytes, Document]:
     """`raw` and what it says with the members of `extra_params` among its own, at the end, and without that
     key; no member that stands there already is changed. Values are strings in the SDK's type, so those that
     spell a number or a boolean become one. Bodies of custom models are left alone. Raises Refused (400)."""
-    if EXTRA not in document or kind_of(document).task not in LLM_TASKS:
+    if EXTRA not in document or kind_of(document.keys()).task not in LLM_TASKS:
         return raw, document
     extra = document[EXTRA]
     if not isinstance(extra, dict):
