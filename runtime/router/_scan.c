@@ -186,6 +186,47 @@ scan_flat_numbers(PyObject *self, PyObject *const *args, Py_ssize_t count)
     return numbers;
 }
 
+static PyObject *
+scan_is_chunk(PyObject *self, PyObject *data)
+{
+    if (!is_bytes("is_chunk", &data, 1, 1, 1, 1))
+        return NULL;
+    const char *at = PyBytes_AS_STRING(data);
+    Py_ssize_t length = PyBytes_GET_SIZE(data), size = 0, digits = 0;
+    for (; digits < 3 && digits < length; digits++) { /* 4096 has four */
+        char digit = at[digits];
+        if (digit >= '0' && digit <= '9')
+            size = size * 16 + (digit - '0');
+        else if (digit >= 'a' && digit <= 'f')
+            size = size * 16 + (digit - 'a' + 10);
+        else
+            break;
+    }
+    return PyBool_FromLong(size > 0 && at[0] != '0' && length == digits + size + 4 && at[digits] == '\r' &&
+                           at[digits + 1] == '\n' && at[length - 2] == '\r' && at[length - 1] == '\n');
+}
+
+static PyObject *
+scan_is_plain_event(PyObject *self, PyObject *chunk)
+{
+    if (!is_bytes("is_plain_event", &chunk, 1, 1, 1, 1))
+        return NULL;
+    const char *data = PyBytes_AS_STRING(chunk);
+    Py_ssize_t size = PyBytes_GET_SIZE(chunk);
+    const char *end = data + size;
+    if (size < 3 || memcmp(end - 3, "\n\r\n", 3) != 0)
+        Py_RETURN_FALSE;
+    unsigned char bits = 0;
+    for (Py_ssize_t i = 0; i < size; i++)
+        bits |= (unsigned char)data[i];
+    if (bits & 0x80)
+        Py_RETURN_FALSE;
+    for (const char *line = data; (line = memchr(line, '\n', end - line)) != NULL;)
+        if (++line < end && *line == ':')
+            Py_RETURN_FALSE;
+    return PyBool_FromLong(memmem(data, size, "\"usage\"", 7) == NULL);
+}
+
 /* The end of the text in which `at` stands, with its quotes; `end` where it does not end before. `quoted` is as
    `nested` has it, before and after. */
 static const char *
@@ -244,6 +285,8 @@ static PyMethodDef methods[] = {
     {"find", (PyCFunction)(void (*)(void))scan_find, METH_FASTCALL, NULL},
     {"rfind", (PyCFunction)(void (*)(void))scan_rfind, METH_FASTCALL, NULL},
     {"flat_numbers", (PyCFunction)(void (*)(void))scan_flat_numbers, METH_FASTCALL, NULL},
+    {"is_chunk", scan_is_chunk, METH_O, NULL},
+    {"is_plain_event", scan_is_plain_event, METH_O, NULL},
     {"nested", (PyCFunction)(void (*)(void))scan_nested, METH_FASTCALL, NULL},
     {"number_between", (PyCFunction)(void (*)(void))scan_number_between, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -29,6 +29,7 @@ from enum import Enum
 from functools import partial
 from typing import Final
 
+from servestate.runtime.router import scan
 from servestate.runtime.router.dispatch import Call
 from servestate.runtime.router.http import errors, upstream
 from servestate.runtime.router.http.chunked import encode
@@ -44,6 +45,7 @@ from servestate.runtime.router.records.record import Record, Usage
 from servestate.runtime.router.routing import LiveBackend, LiveEntity
 from servestate.runtime.router.upload import Upload
 
+is_plain_event: Final = scan.is_plain_event
 perf_counter: Final = time.perf_counter
 monotonic: Final = time.monotonic
 wall_clock: Final = time.time
@@ -331,7 +333,8 @@ class Exchange(upstream.Exchange):
         events, meter = self._events, self._meter
         if events is None or meter is None or not self._chunked:
             return False
-        if not events.passes(chunk) or not meter.passes(chunk):
+        plain = is_plain_event(chunk)
+        if not events.passes(chunk, plain) or not meter.passes(chunk, plain):
             return False
         record = self._record
         record.chunks += 1

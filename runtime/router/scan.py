@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 MOST_DIGITS = 18
 """A number of more is none; the same in `_scan.c`."""
 
+_SIZES = {b"%x" % size: size for size in range(4096)}
 _TEXT = rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|(\\?+)\Z)'
 _REST = re.compile(_TEXT, re.DOTALL)
 _PART = re.compile(rb'"' + _TEXT + rb"|[{}\[\]]", re.DOTALL)
@@ -33,6 +34,21 @@ def _flat_numbers(data: bytes, start: int, first: bytes, second: bytes) -> tuple
     it takes a parser to know: nested, escaped, spaced, or no such numbers. By methods of `bytes` it would
     take longer than the parser, so that without C it is always None."""
     return None
+
+
+def _is_chunk(data: bytes) -> bool:
+    """Whether `data` is one chunk of HTTP, not the last one, of less than 4096 bytes and framed without any
+    ornament."""
+    line_end = data.find(b"\r\n")
+    size = _SIZES.get(data[:line_end], 0) if line_end > 0 else 0
+    return size > 0 and len(data) == line_end + size + 4 and data.endswith(b"\r\n")
+
+
+def _is_plain_event(chunk: bytes) -> bool:
+    """Whether a chunk with its framing holds whole lines of an event stream at which nobody needs to look
+    more closely: all ASCII, no comments, no usage. By methods of `bytes` it would take longer than that look,
+    so that without C it is never known."""
+    return False
 
 
 def _nested(data: bytes, at: int, depth: int, quoted: int) -> tuple[int, int, int]:
@@ -70,9 +86,19 @@ if TYPE_CHECKING:
         """As `bytes.rfind`, likewise."""
 
     flat_numbers, nested, number_between = _flat_numbers, _nested, _number_between
+    is_chunk, is_plain_event = _is_chunk, _is_plain_event
 else:
     try:
-        from servestate.runtime.router._scan import find, flat_numbers, nested, number_between, rfind
+        from servestate.runtime.router._scan import (
+            find,
+            flat_numbers,
+            is_chunk,
+            is_plain_event,
+            nested,
+            number_between,
+            rfind,
+        )
     except ImportError:  # it was not compiled
         find, rfind = bytes.find, bytes.rfind
         flat_numbers, nested, number_between = _flat_numbers, _nested, _number_between
+        is_chunk, is_plain_event = _is_chunk, _is_plain_event

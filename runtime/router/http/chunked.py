@@ -8,7 +8,7 @@ from typing import Final
 
 from servestate.runtime.router import scan
 
-find: Final = scan.find
+is_chunk: Final = scan.is_chunk
 
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n")
 _SIZE_SO_FAR: Final = re.compile(rb"[0-9A-Fa-f]{0,8}|[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?")
@@ -21,7 +21,6 @@ LAST: Final = b"0\r\n\r\n"
 """The last chunk and an empty trailer section."""
 
 _SIZE_LINES: Final = [b"%x\r\n" % size for size in range(4096)]
-_SIZES: Final = {line[:-2]: size for size, line in enumerate(_SIZE_LINES)}
 
 
 class BadChunk(Exception):
@@ -54,13 +53,7 @@ class Decoder:
     def is_whole_chunk(self, data: bytes) -> bool:
         """Whether `data`, which comes next, is exactly one chunk and written as `encode` would. It then needs
         no `feed`: the decoder stands before and after it alike."""
-        if not self._between:
-            return False
-        line_end = find(data, b"\r\n")
-        if line_end < 0:
-            return False
-        size = _SIZES.get(data[:line_end])
-        return size is not None and size > 0 and len(data) == line_end + size + 4 and data.endswith(b"\r\n")
+        return self._between and is_chunk(data)
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Raises BadChunk; trailers are checked and dropped."""

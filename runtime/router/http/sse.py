@@ -20,15 +20,17 @@ _TAIL: Final = 32  # bytes: enough for the end of the last event
 class EventStream:
     """One stream, from its first byte to its last."""
 
-    __slots__ = ("_held", "_last", "_line_bytes")
+    __slots__ = ("_held", "_last", "_line_bytes", "_passed")
 
     def __init__(self, line_bytes: int) -> None:
         self._line_bytes = line_bytes
         self._held = b""
         self._last = b"\n\n"
+        self._passed = b""  # the last chunk that passed: most often nobody asks what it held
 
     def feed(self, data: bytes) -> bytes:
         """What of the stream can be passed on now."""
+        self._remember()
         if self._held or data[-1:] != b"\n":
             data = self._hold(self._held + data)
             if not data:
@@ -44,16 +46,12 @@ class EventStream:
             self._last = self._last[-_TAIL:] + data
         return data
 
-    def passes(self, chunk: bytes) -> bool:
-        """Whether a whole chunk, framing included, can be passed on untouched; if so, it was."""
-        if (
-            self._held
-            or chunk[-3:] != b"\n\r\n"
-            or find(chunk, b"\n:") >= 0  # also right behind the size's line
-            or (not chunk.isascii() and (find(chunk, b"\xe2\x80") >= 0 or find(chunk, b"\xc2\x85") >= 0))
-        ):
+    def passes(self, chunk: bytes, plain: bool = False) -> bool:
+        """Whether a whole chunk, framing included, can be passed on untouched; if so, it was. `plain`: as
+        `scan.is_plain_event` says."""
+        if self._held or (not plain and not _is_clean(chunk)):
             return False
-        self._last = chunk[:-2]
+        self._passed = chunk
         return True
 
     def finish(self) -> bytes:
@@ -63,13 +61,20 @@ class EventStream:
 
     def said_done(self) -> bool:
         """Whether the last event passed on is the `[DONE]` of the OpenAI surface."""
+        self._remember()
         return self._last.rstrip().endswith(b"data: [DONE]")
 
     def before_error(self) -> bytes:
         """What must precede one more event so that it stands alone."""
+        self._remember()
         if self._last.endswith((b"\n\n", b"\n\r\n", b"\r\n\r\n")):
             return b""
         return b"\n" if self._last.endswith(b"\n") else b"\n\n"
+
+    def _remember(self) -> None:
+        """The end of what was passed on."""
+        if self._passed:
+            self._last, self._passed = self._passed[:-2], b""
 
     def _hold(self, data: bytes) -> bytes:
         """Keep the unfinished line of `data` back, unless it is longer than a line may be."""
@@ -85,3 +90,12 @@ class EventStream:
         started = 0 if self._last.endswith(b"\n") else 1  # the first line may be the rest of another
         lines = enumerate(data.split(b"\n"))
         return b"\n".join(line for i, line in lines if i < started or not line.startswith(b":"))
+
+
+def _is_clean(chunk: bytes) -> bool:
+    """Whether a chunk holds whole lines, and none that must not pass as it is."""
+    return (
+        chunk[-3:] == b"\n\r\n"
+        and find(chunk, b"\n:") < 0  # also right behind the size's line
+        and (chunk.isascii() or (find(chunk, b"\xe2\x80") < 0 and find(chunk, b"\xc2\x85") < 0))
+    )

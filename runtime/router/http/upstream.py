@@ -20,7 +20,8 @@ from servestate.runtime.router.http.heads import AnswerHead, BadAnswer
 from servestate.runtime.router.http.http1 import AnswerReader
 from servestate.runtime.router.limits import Limits
 
-_READ: Final = memoryview(bytearray(64 << 10))
+_READ_BYTES: Final = 64 << 10
+_READ: Final = memoryview(bytearray(_READ_BYTES))
 
 
 class Exchange:
@@ -170,10 +171,21 @@ class UpstreamConnection:
     """One socket to an origin: idle, or busy with one exchange.
 
     An `asyncio.BufferedProtocol` by its methods; see `client.ClientConnection` for why it does not inherit
-    from it.
+    from it. While what comes is small the loop is given a plain `asyncio.Protocol` in its stead: then it
+    reads with less ado, though more at once.
     """
 
-    __slots__ = ("_exchange", "_loop", "_made", "_origin", "_reader", "_transport", "idle_since", "unsent")
+    __slots__ = (
+        "_exchange",
+        "_loop",
+        "_made",
+        "_origin",
+        "_plain",
+        "_reader",
+        "_transport",
+        "idle_since",
+        "unsent",
+    )
 
     def __init__(self, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self._origin = origin
@@ -182,12 +194,13 @@ class UpstreamConnection:
         self._reader = AnswerReader(origin.limits)
         self._transport: asyncio.Transport
         self._made = False
+        self._plain = True
         self.idle_since = 0.0
         self.unsent = False  # the end of a request that is sent in pieces
 
-    def as_protocol(self) -> asyncio.BufferedProtocol:
-        """Itself, to be given to a loop."""
-        return cast(asyncio.BufferedProtocol, self)
+    def as_protocol(self) -> asyncio.BaseProtocol:
+        """What is given to a loop at first."""
+        return cast(asyncio.BaseProtocol, _Plain(self))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
@@ -258,7 +271,11 @@ class UpstreamConnection:
         reader = self._reader
         decoder = reader.decoder
         if decoder is not None and decoder.is_whole_chunk(data) and exchange.relayed(data):
+            if not self._plain:
+                self._read_as(self.as_protocol(), plain=True)
             return
+        if self._plain and len(data) > _READ_BYTES:
+            self._read_as(cast(asyncio.BaseProtocol, self), plain=False)
         try:
             payload = reader.receive(data)
         except BadAnswer as error:
@@ -270,6 +287,17 @@ class UpstreamConnection:
             self._settle(head)
         if head is not None:
             exchange.answered(head, reader.length, payload, reader.complete)
+
+    def _read_as(self, protocol: asyncio.BaseProtocol, *, plain: bool) -> None:
+        """Have the loop read in another way, which it does once it begins to read anew."""
+        self._plain = plain
+        transport = self._transport
+        if not transport.is_closing():
+            reading = transport.is_reading()
+            transport.pause_reading()
+            transport.set_protocol(protocol)
+            if reading:
+                transport.resume_reading()
 
     def pause_writing(self) -> None:
         """The upstream reads slower than is written."""
@@ -308,6 +336,27 @@ class UpstreamConnection:
             return
         begun = "in the middle of its answer" if self._reader.begun else "before it answered"
         exchange.lost(f"the upstream closed the connection {begun}", bad=False)
+
+
+class _Plain:
+    """A connection without what a loop would know its buffer by: an `asyncio.Protocol` by its attributes."""
+
+    __slots__ = (
+        "connection_lost",
+        "connection_made",
+        "data_received",
+        "eof_received",
+        "pause_writing",
+        "resume_writing",
+    )
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self.connection_made = connection.connection_made
+        self.data_received = connection.data_received
+        self.eof_received = connection.eof_received
+        self.connection_lost = connection.connection_lost
+        self.pause_writing = connection.pause_writing
+        self.resume_writing = connection.resume_writing
 
 
 def _readable(transport: asyncio.Transport) -> bool:
