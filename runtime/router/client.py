@@ -264,9 +264,9 @@ class ClientConnection(Client):
             self._route = self._resolve(head.method, head.target)
             self._request_began = now
             self._check_early(self._route, reader, head)
-            if reader.length <= limits.drain_bytes:
+            if reader.length <= limits.large_bytes:
                 self._ask_for_body(reader, head)
-        if reader.length > limits.drain_bytes and not self._reserved:
+        if reader.length > limits.large_bytes and not self._reserved:
             self._take_room(reader, head)
         if self._waiting:
             return
@@ -275,7 +275,7 @@ class ClientConnection(Client):
         held = reader.held
         if (
             not self._whole
-            and held >= limits.drain_bytes
+            and held >= limits.large_bytes
             and (held if head.chunked else reader.length) > most
         ):
             self._begin_upload(self._route, reader, head)
@@ -346,7 +346,7 @@ class ClientConnection(Client):
 
     def _check_early(self, route: Route, reader: RequestReader, head: RequestHead) -> None:
         """Answer before the body came, where that spares reading it."""
-        if head.expects_continue or head.chunked or reader.length > self._desk.limits.drain_bytes:
+        if head.expects_continue or head.chunked or reader.length > self._desk.limits.large_bytes:
             if isinstance(route, NotFound | ModelList | HealthCheck):
                 raise Refused(_no_such_path(), close=True)
             try:

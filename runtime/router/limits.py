@@ -20,8 +20,10 @@ class Limits:
     head_fields: int = 100
     target_bytes: int = 8 * KIB
     body_bytes: int = 16 * MIB
+    large_bytes: int = 64 * KIB
+    """A larger body is asked for, and room for it taken, only once its head was found to be good."""
     buffered_bytes: int = 256 * MIB
-    """All request bodies beyond `drain_bytes` together; at least `body_bytes`."""
+    """All request bodies beyond `large_bytes` together; at least `body_bytes`."""
     passed_bytes: int = 256 * KIB
     """A larger body goes on before it is whole, where nothing needs the whole of it."""
     passing_bytes: int = 512 * KIB
@@ -36,8 +38,9 @@ class Limits:
     """An answer that a guard has to see whole is refused beyond this size."""
     guard_s: float = 30.0
     """How long a guard may look at a request or an answer."""
-    drain_bytes: int = 64 * KIB
-    """How much is read and thrown away after an early answer before the socket is closed."""
+    drain_bytes: int = 16 * MIB
+    """How much is read and thrown away, within `linger_s`, after an early answer: closing on what was not read
+    would destroy it, and a client that was told no would only see its connection break, and try again."""
     ahead_bytes: int = 64 * KIB
     """Read ahead of the request in flight; beyond it the client is not read."""
     write_buffer_bytes: int = 64 * KIB

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -255,6 +256,38 @@ def test_who_waits_is_refused_before_the_body(
             got = await bounded(ask(r, head.encode()))
             assert (got.status, got.fields.get("connection")) == (status, "close")
             assert up.connections == 0
+
+    rig.run(body())
+
+
+async def told_while_sending(limits: Limits, size: int) -> Answer:
+    """What a client hears that sends all of a large body to a path that is none before it reads."""
+    async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+        reader, writer = await r.connect()
+        data = request(b"x" * size, "/nope")
+        with suppress(ConnectionError):
+            for at in range(0, len(data), 1 << 18):
+                writer.write(data[at : at + (1 << 18)])
+                await writer.drain()
+        try:
+            return await bounded(read_answer(reader))
+        finally:
+            writer.close()
+
+
+def test_who_does_not_wait_hears_the_refusal_too() -> None:
+    """The rest of its body is read, else the refusal would be lost with the connection."""
+
+    async def body() -> None:
+        got = await told_while_sending(QUICK, 12_000_000)
+        assert (got.status, got.whole, got.fields["connection"]) == (404, True, "close")
+
+    rig.run(body())
+
+
+def test_no_more_than_that_is_read_of_a_refused_body() -> None:
+    async def body() -> None:
+        assert (await told_while_sending(replace(QUICK, drain_bytes=65_536), 12_000_000)).status == 0
 
     rig.run(body())
 

@@ -168,7 +168,7 @@ class RequestReader:
         self.length += len(payload)
         if self.length > self._limits.body_bytes:
             raise too_large(self._limits.body_bytes)
-        if self.received > _FRAMING_FACTOR * self.length + self._limits.drain_bytes:
+        if self.received > _FRAMING_FACTOR * self.length + self._limits.large_bytes:
             raise bad_request("the chunks of the body are mostly framing")
         if decoder.done:
             self._end_body(came)
