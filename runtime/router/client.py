@@ -317,7 +317,7 @@ class ClientConnection(Client):
             self._upload = None
             self._ahead = reader.surplus
             exchange.uploaded()
-        elif self._held_since == NEVER:
+        elif self._held_since == NEVER and exchange.awaits_body:
             self._await_body(reader)
 
     def hold(self, held: bool) -> None:
@@ -331,7 +331,8 @@ class ClientConnection(Client):
         else:
             self._request_began += now - self._held_since  # it was not the client who was slow
             self._held_since = NEVER
-            self._await_body(self._reader)
+            if self._upload.awaits_body:
+                self._await_body(self._reader)
             self._transport.resume_reading()
 
     def _end_upload(self) -> None:
@@ -373,6 +374,14 @@ class ClientConnection(Client):
         self.deadline = self._request_began + self._desk.limits.body_grace_s
         self._ask_for_body(self._reader, head)
         self._transport.resume_reading()
+        self._loop.call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        """What is here of a body that has got its room may be enough to begin, though no more comes."""
+        if self._exchange is not None or self._lingering or self._waiting or not self._reserved:
+            return
+        if not self._transport.is_closing():
+            self._consume(b"")
 
     def _ask_for_body(self, reader: RequestReader, head: RequestHead) -> None:
         if head.expects_continue and not reader.received:
@@ -452,7 +461,10 @@ class ClientConnection(Client):
             self._upload = exchange
             exchange.start()
             if self._upload is not None and exchange.upload is not None:
-                self.hold(not exchange.upload.flows)
+                if exchange.upload.flows:  # over a connection that stood: nobody has told it to go on
+                    self._await_body(self._reader)
+                else:
+                    self.hold(True)
             return
         exchange.start()
         mirror = call.endpoint.mirror

@@ -39,8 +39,8 @@ class Limits:
     guard_s: float = 30.0
     """How long a guard may look at a request or an answer."""
     drain_bytes: int = 16 * MIB
-    """How much is read and thrown away, within `linger_s`, after an early answer: closing on what was not read
-    would destroy it, and a client that was told no would only see its connection break, and try again."""
+    """How much is read and thrown away, within `linger_s`, after an early answer: closing on what was not
+    read would destroy it, and a client that was told no would only see its connection break."""
     ahead_bytes: int = 64 * KIB
     """Read ahead of the request in flight; beyond it the client is not read."""
     write_buffer_bytes: int = 64 * KIB

@@ -206,6 +206,12 @@ class Exchange(upstream.Exchange):
         """Whether the head of the answer is on its way."""
         return self._phase is _RELAYING
 
+    @property
+    def awaits_body(self) -> bool:
+        """Whether it is for the client to go on with its body: not once the answer is an error."""
+        phase = self._phase
+        return phase is _WAITING or phase is _RELAYING or (phase is _GUARDING and self._whole is not None)
+
     def abandon(self) -> None:
         """The client is gone."""
         if self._phase is not _ENDED:
@@ -232,7 +238,7 @@ class Exchange(upstream.Exchange):
         """The client's `deadline` has passed."""
         phase = self._phase
         upload = self.upload
-        if upload is not None and not upload.done and phase in (_WAITING, _RELAYING):
+        if upload is not None and not upload.done and self.awaits_body:
             self._interrupted(upload)
         elif phase is _RELAYING:
             self._blame("stalled")
@@ -258,6 +264,8 @@ class Exchange(upstream.Exchange):
         """The last of a body that went on as it came is written: now the answer is waited for."""
         now = self._loop.time()
         self._deadline = now + self._call.endpoint.deadline_s
+        if self._phase is _COLLECTING:
+            return
         if self._phase is _RELAYING:
             self._client.deadline = now + self._stall_s
         elif self._held is not None:
@@ -535,6 +543,8 @@ class Exchange(upstream.Exchange):
         if self._held is None:
             self._held = head
             self._held_length = length  # the head may be that of an earlier answer, but for its length
+            if self.upload is not None and not self.upload.done:
+                return  # it may wait for the rest of the body, as long as that comes in time
             self._client.deadline = min(self._client.deadline, self._loop.time() + self._limits.peek_s)
 
     def _begin_stream(self, head: AnswerHead, payload: bytes, complete: bool) -> None:

@@ -8,6 +8,7 @@ caller's answer to the next.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import ssl
@@ -329,6 +330,8 @@ class UpstreamConnection:
             exchange.answered(reader.head, None, b"", True)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self._exchange is not None:
+            self._hear_last()
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             if self in self._origin.idle:
@@ -336,6 +339,22 @@ class UpstreamConnection:
             return
         begun = "in the middle of its answer" if self._reader.begun else "before it answered"
         exchange.lost(f"the upstream closed the connection {begun}", bad=False)
+
+    def _hear_last(self) -> None:
+        """A write failed, and what had come by then was not read: a server that refuses a request without
+        having read its body resets the connection right behind its answer. With TLS it is cipher."""
+        if self._transport.get_extra_info("ssl_object") is not None:
+            return
+        sock: socket.socket = self._transport.get_extra_info("socket")
+        try:
+            with socket.socket(fileno=os.dup(sock.fileno())) as own:
+                own.setblocking(False)
+                most = self._origin.limits.error_body_bytes
+                while self._exchange is not None and most > 0 and (data := own.recv(most)):
+                    most -= len(data)
+                    self.data_received(data)
+        except (OSError, ValueError):
+            return  # nothing more is to be had
 
 
 class _Plain:
