@@ -1,0 +1,228 @@
+"""Large bodies that are refused, before anything of them goes out or in the middle: the upstream never gets a
+whole request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from servestate.planner.access import Grant, Kind, Level
+from servestate.planner.table import Limit, RoutingTable
+from servestate.runtime.router import Limits
+from servestate.runtime.router.balance.policy import HealthPolicy
+from servestate.runtime.router.messages.passage import Passage
+from tests.router import rig, uploads
+from tests.router.leftovers import nothing_is_left
+from tests.router.rig import QUICK, Answer, Rig, serving, until
+from tests.router.uploads import (
+    INVOKE,
+    OPENAI,
+    Sender,
+    Taker,
+    begin,
+    chat,
+    custom,
+    framed,
+    head,
+)
+from tests.router.upstreams import entity, table
+
+MIB = 1 << 20
+SMALL = replace(QUICK, passed_bytes=4096, large_bytes=1024, health=HealthPolicy(errors=1))
+PATIENT = HealthPolicy(errors=1_000_000, window_requests=1_000_000)
+CUT = 5000
+RAW = custom(8000)
+
+
+def to(up: Taker, **more: Any) -> RoutingTable:
+    return table(entity("a", 100, up.url), **more)
+
+
+async def is_clean(r: Rig, *ups: Taker, limits: Limits = SMALL) -> None:
+    await nothing_is_left(r, *ups)  # type: ignore[arg-type]
+    assert r.router.desk.budget.left == limits.buffered_bytes
+    assert r.router.desk.inflight == 0
+
+
+def blamed(r: Rig) -> list[str]:
+    """For what replicas were taken out of use."""
+    return [reason for _, _, reason in r.router.books.metrics.ejections.values]
+
+
+# The router ends it.
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A body that is refused where it goes wrong, `says` why."""
+
+    raw: bytes
+    says: bytes
+    target: str = INVOKE
+
+
+def late(members: str) -> bytes:
+    return chat(8000, behind="," + members)
+
+
+BAD = {
+    "second deciding key": Bad(late('"prompt":"x"'), b"prompt"),
+    "second deciding key, custom": Bad(RAW[:-1] + b',"instances":[]}', b"instances"),
+    "extra_params": Bad(late('"extra_params":{}'), b"extra_params"),
+    "second model": Bad(late('"model":"x"'), b"model"),
+    "second model, openai": Bad(late('"model":"x"'), b"model", OPENAI),
+    "second model, escaped": Bad(late('"mo\\u0064el":"x"'), b"model"),
+    "no json": Bad(RAW[:-1] + b",}", b"JSON"),
+    "no key": Bad(RAW[:-1] + b",7:8}", b"JSON"),
+    "no value": Bad(RAW[:-1] + b',"a":}', b"JSON"),
+    "something behind": Bad(RAW + b"{}", b"JSON"),
+    "ends in the middle": Bad(RAW[:-1], b"JSON"),
+    "ends in a text": Bad(RAW[:-2], b"JSON"),
+}
+
+
+async def is_refused(bad: Bad, chunked: bool, status: int = 400, limits: Limits = SMALL, **more: Any) -> None:
+    async with Taker() as up, serving(to(up, **more), limits) as r:
+        async with Sender(r.port) as sender:
+            rest = await begin(r, up, sender, bad.raw, CUT, bad.target, chunked)
+            await sender.send(rest)
+            got = await sender.answer()
+            assert (got.status, got.closed) == (status, True), got.body
+            assert bad.says in got.body
+            await until(lambda: up.last.lost)
+            assert not up.last.whole
+        await is_clean(r, up, limits=limits)
+        assert blamed(r) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_body_that_goes_wrong_late(kind: str, chunked: bool) -> None:
+    rig.run(is_refused(BAD[kind], chunked))
+
+
+def test_the_check_notices_a_router_that_does_not_look_at_late_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Passage, "_is_overwritten", lambda self, key: False)
+    for kind in ("second deciding key", "extra_params", "second model"):
+        with pytest.raises(AssertionError):
+            rig.run(is_refused(BAD[kind], False), spoilt=True)
+
+
+def test_a_body_in_chunks_that_grows_too_large() -> None:
+    limits = replace(SMALL, body_bytes=7000)
+    rig.run(is_refused(Bad(RAW, b"7000"), True, limits=limits))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_for_an_external_model(chunked: bool) -> None:
+    """One that says so is refused before anything goes out."""
+
+    async def body() -> None:
+        limits = replace(SMALL, external_body_bytes=7000)
+        async with Taker() as up:
+            routes = table(entity("a", 100, up.url + "/v1/chat", fixed_path=True))
+            async with serving(routes, limits) as r:
+                async with Sender(r.port) as sender:
+                    raw = chat(8000)
+                    await sender.send(head(None if chunked else len(raw)) + framed(raw[:CUT], chunked))
+                    if chunked:
+                        await until(lambda: up.begun())
+                        await sender.send(framed(raw[CUT:], chunked, last=True))
+                    got = await sender.answer()
+                    assert (got.status, got.closed) == (400, True)
+                    assert b"at most 7000 bytes" in got.body
+                await until(lambda: all(upload.lost for upload in up.uploads))
+                assert len(up.uploads) == chunked
+                await is_clean(r, up)
+
+    rig.run(body())
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nabcdefg", b"-1\r\n", b"0\r\nContent-Length: 1\r\n\r\n"])
+def test_chunks_that_are_none(broken: bytes) -> None:
+    async def body() -> None:
+        async with Taker() as up, serving(to(up), SMALL) as r:
+            async with Sender(r.port) as sender:
+                await begin(r, up, sender, RAW, CUT, chunked=True)
+                await sender.send(broken)
+                got = await sender.answer()
+                assert (got.status, got.closed) == (400, True)
+                await until(lambda: up.last.lost)
+            await is_clean(r, up)
+
+    rig.run(body())
+
+
+# Before anything goes out.
+
+
+KEYS = rig.keyring(ann_s={"user_name": "ann"}, bob_s={"user_name": "bob"})
+GRANTS = {"grants": (Grant(Level.CAN_QUERY, Kind.USER, "ann"), Grant(Level.CAN_VIEW, Kind.USER, "bob"))}
+
+
+async def is_turned_away(
+    status: int,
+    *,
+    token: str = "",
+    target: str = INVOKE,
+    limits: Limits = SMALL,
+    before: int = 0,
+    **more: Any,
+) -> Answer:
+    """The answer to somebody who has sent the beginning only, after so many who were let in."""
+    async with Taker() as up, serving(to(up, **more.pop("routes", {})), limits, **more) as r:
+        for _ in range(before):
+            assert (await uploads.ask(r, RAW)).status == 200
+        async with Sender(r.port) as sender:
+            fields = rig.bearer(token) if token else ""
+            await sender.send(head(len(RAW), target, fields) + RAW[:CUT])
+            got = await sender.answer()
+            assert (got.status, got.closed, len(up.uploads)) == (status, True, before)
+            assert got.fields["connection"] == "close"
+            assert await sender.closed() == b""
+        await is_clean(r, up, limits=limits)
+        return got
+
+
+@pytest.mark.parametrize(
+    ("token", "target", "status"),
+    [
+        ("", INVOKE, 401),
+        ("bob_s", INVOKE, 403),
+        ("ann_s", INVOKE.replace("chat-ep", "no-ep"), 404),
+    ],
+)
+def test_those_who_may_not(token: str, target: str, status: int) -> None:
+    async def body() -> None:
+        await is_turned_away(status, token=token, target=target, keyring=KEYS, routes=GRANTS)
+
+    rig.run(body())
+
+
+def test_those_who_come_too_often() -> None:
+    async def body() -> None:
+        got = await is_turned_away(429, before=2, routes={"limits": (Limit("endpoint", "", 2),)})
+        assert int(got.fields["retry-after"]) > 0
+
+    rig.run(body())
+
+
+def test_when_too_many_are_under_way() -> None:
+    async def body() -> None:
+        limits = replace(SMALL, inflight=1)
+        async with (
+            Taker() as up,
+            serving(to(up), limits) as r,
+            Sender(r.port) as one,
+            Sender(r.port) as other,
+        ):
+            rest = await begin(r, up, one, RAW, CUT)
+            await other.send(head(len(RAW)) + RAW[:CUT])
+            got = await other.answer()
+            assert (got.status, got.closed, len(up.uploads)) == (503, True, 1)
+            await one.send(rest)
+            assert (await one.answer()).status == 200
+
+    rig.run(body())
