@@ -216,15 +216,16 @@ scan_is_plain_event(PyObject *self, PyObject *chunk)
     const char *end = data + size;
     if (size < 3 || memcmp(end - 3, "\n\r\n", 3) != 0)
         Py_RETURN_FALSE;
-    unsigned char bits = 0;
-    for (Py_ssize_t i = 0; i < size; i++)
-        bits |= (unsigned char)data[i];
-    if (bits & 0x80)
+    /* Without a way out, so that the compiler takes many bytes at a time. */
+    unsigned char high = 0, comment = 0, usage = 0;
+    for (Py_ssize_t i = 0; i + 1 < size; i++) {
+        high |= data[i] & 0x80;
+        comment |= (data[i] == '\n') & (data[i + 1] == ':');
+        usage |= (data[i] == '"') & (data[i + 1] == 'u');
+    }
+    if (high || comment)
         Py_RETURN_FALSE;
-    for (const char *line = data; (line = memchr(line, '\n', end - line)) != NULL;)
-        if (++line < end && *line == ':')
-            Py_RETURN_FALSE;
-    return PyBool_FromLong(memmem(data, size, "\"usage\"", 7) == NULL);
+    return PyBool_FromLong(!usage || memmem(data, size, "\"usage\"", 7) == NULL);
 }
 
 /* The end of the text in which `at` stands, with its quotes; `end` where it does not end before. `quoted` is as

@@ -109,6 +109,7 @@ class ClientConnection(Client):
         self.keep_alive = True
         self._request_began = 0.0
         self.deadline = NEVER
+        self.moves_s = 0.0
 
     @property
     def http10(self) -> bool:

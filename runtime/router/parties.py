@@ -22,13 +22,16 @@ class Client:
     """What an exchange needs of the connection that the request came by. A class, not a protocol: compiled,
     the methods of what is known only by a protocol are looked up by name.
 
-    `deadline` is when the exchange wants its `expire` to be called, on the loop's clock. `keep_alive` says
-    whether the connection stays after this answer; never for HTTP/1.0. `write` sends bytes.
+    `deadline` is when the exchange wants its `expire` to be called, on the loop's clock. `moves_s`, where it
+    is not 0, puts it off to so many seconds after the next sweep: to ask for the time would take as long as
+    much of what is done for a piece of a stream. `keep_alive` says whether the connection stays after this
+    answer; never for HTTP/1.0. `write` sends bytes.
     """
 
-    __slots__ = ("deadline", "keep_alive", "write")
+    __slots__ = ("deadline", "keep_alive", "moves_s", "write")
 
     deadline: float
+    moves_s: float
     keep_alive: bool
     write: Callable[[bytes], None]
 

@@ -341,8 +341,10 @@ class Exchange(upstream.Exchange):
         events, meter = self._events, self._meter
         if events is None or meter is None or not self._chunked:
             return False
-        plain = is_plain_event(chunk)
-        if not events.passes(chunk, plain) or not meter.passes(chunk, plain):
+        if is_plain_event(chunk) and events.between:
+            events.passed = chunk
+            meter.passes_plain(chunk)
+        elif not events.passes(chunk) or not meter.passes(chunk):
             return False
         record = self._record
         record.chunks += 1
@@ -351,7 +353,7 @@ class Exchange(upstream.Exchange):
             self._keep(chunk.partition(b"\r\n")[2][:-2])
         client = self._client
         client.write(chunk)
-        client.deadline = self._loop.time() + self._stall_s
+        client.moves_s = self._stall_s
         return True
 
     def lost(self, why: str, *, bad: bool) -> None:
@@ -875,6 +877,7 @@ class Exchange(upstream.Exchange):
         self._desk.inflight -= 1
         self._entity.counters.inflight -= 1
         self._phase = _ENDED
+        self._client.moves_s = 0.0
         self._leave_backend()
         record, call = self._record, self._call
         if self.upload is not None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import socket
+import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -28,7 +29,10 @@ from tests.router.rig import (
     until,
 )
 from tests.router.upstreams import (
+    DONE,
+    EVENT,
     Received,
+    Script,
     Upstream,
     answer,
     breaks,
@@ -445,5 +449,60 @@ def test_an_idle_connection_is_closed_in_time_and_not_before() -> None:
             assert await bounded(reader.read()) == b""
             assert 0.1 < loop.time() - began < 1.0
             writer.close()
+
+    rig.run(body())
+
+
+def paced(count: int, pause_s: float, *, ends: bool = True) -> Script:
+    """A script of a stream of so many events with rests between, which then ends or says no more."""
+
+    async def script(received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(sse_head())
+        for _ in range(count):
+            writer.write(EVENT)
+            await asyncio.sleep(pause_s)
+        if ends:  # right behind the last event, before any sweep
+            writer.write(EVENT)
+            await asyncio.sleep(0.001)
+            writer.write(DONE)
+        else:
+            await hangs(received, writer)
+
+    return script
+
+
+QUICK_STALL = replace(QUICK, stall_s=0.15)
+
+
+def test_a_stream_that_moves_lasts_longer_than_one_that_stalls_may() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(paced(20, 0.02)) as up,
+            serving(table(entity("a", 100, up.url)), QUICK_STALL) as r,
+        ):
+            reader, writer = await r.connect()
+            writer.write(request())
+            got = await bounded(read_answer(reader))
+            assert (got.status, got.whole, got.body.count(b"data:")) == (200, True, 22)
+            await asyncio.sleep(2 * QUICK_STALL.stall_s)
+            writer.write(request())
+            got = await bounded(read_answer(reader))
+            assert (got.status, got.whole) == (200, True), "between two requests nothing stalls"
+            writer.close()
+
+    rig.run(body())
+
+
+def test_a_stream_that_moved_and_stalls_ends() -> None:
+    async def body() -> None:
+        async with (
+            Upstream(paced(20, 0.02, ends=False)) as up,
+            serving(table(entity("a", 100, up.url)), QUICK_STALL) as r,
+        ):
+            began = time.monotonic()
+            got = await bounded(ask(r, request()))
+            assert 0.4 < time.monotonic() - began < 2
+            assert not got.whole
+            assert b'"error"' in got.body
 
     rig.run(body())

@@ -429,7 +429,7 @@ def test_one_connection_keeps_its_requests_apart() -> None:
 
 def test_the_check_notices_a_router_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "lines", lambda meter, lines: lines)
-    monkeypatch.setattr(Meter, "passes", lambda meter, piece, plain: True)
+    monkeypatch.setattr(Meter, "passes", lambda meter, piece: True)
 
     async def body() -> None:
         async with Upstream(streams(*PIECES)) as up, serving(tracked(up.url)) as r:

@@ -18,15 +18,17 @@ _TAIL: Final = 32  # bytes: enough for the end of the last event
 
 
 class EventStream:
-    """One stream, from its first byte to its last."""
+    """One stream, from its first byte to its last. `between` two lines nothing is held back; `passed` is the
+    last chunk that was passed on as it came, framing included, if nothing else was since."""
 
-    __slots__ = ("_held", "_last", "_line_bytes", "_passed")
+    __slots__ = ("_held", "_last", "_line_bytes", "between", "passed")
 
     def __init__(self, line_bytes: int) -> None:
         self._line_bytes = line_bytes
         self._held = b""
+        self.between = True
         self._last = b"\n\n"
-        self._passed = b""  # the last chunk that passed: most often nobody asks what it held
+        self.passed = b""
 
     def feed(self, data: bytes) -> bytes:
         """What of the stream can be passed on now."""
@@ -46,17 +48,17 @@ class EventStream:
             self._last = self._last[-_TAIL:] + data
         return data
 
-    def passes(self, chunk: bytes, plain: bool = False) -> bool:
-        """Whether a whole chunk, framing included, can be passed on untouched; if so, it was. `plain`: as
-        `scan.is_plain_event` says."""
-        if self._held or (not plain and not _is_clean(chunk)):
+    def passes(self, chunk: bytes) -> bool:
+        """Whether a whole chunk, framing included, can be passed on untouched; if so, it was."""
+        if not self.between or not _is_clean(chunk):
             return False
-        self._passed = chunk
+        self.passed = chunk
         return True
 
     def finish(self) -> bytes:
         """What was held back when the upstream ended its stream properly."""
         data, self._held = self._held, b""
+        self.between = True
         return data
 
     def said_done(self) -> bool:
@@ -73,8 +75,8 @@ class EventStream:
 
     def _remember(self) -> None:
         """The end of what was passed on."""
-        if self._passed:
-            self._last, self._passed = self._passed[:-2], b""
+        if self.passed:
+            self._last, self.passed = self.passed[:-2], b""
 
     def _hold(self, data: bytes) -> bytes:
         """Keep the unfinished line of `data` back, unless it is longer than a line may be."""
@@ -83,6 +85,7 @@ class EventStream:
             # Not between the bytes of a character that is to be escaped.
             cut = len(data) - (2 if data.endswith(b"\xe2\x80") else data.endswith((b"\xe2", b"\xc2")))
         self._held = data[cut:]
+        self.between = not self._held
         return data[:cut]
 
     def _without_comments(self, data: bytes) -> bytes:

@@ -188,10 +188,14 @@ class Meter:
         self.text = 0
         self.usage: Usage | None = None
 
-    def passes(self, chunk: bytes, plain: bool = False) -> bool:
-        """Whether a piece of a stream, which holds whole events, can pass untouched; if so, it was heard.
-        `plain`: as `scan.is_plain_event` says."""
-        if not plain and find(chunk, _USAGE) >= 0:
+    def passes_plain(self, chunk: bytes) -> None:
+        """Hear a piece of a stream of which `scan.is_plain_event` says that it is one."""
+        if self._counts_text:
+            self.text += text_bytes(chunk)
+
+    def passes(self, chunk: bytes) -> bool:
+        """Whether a piece of a stream, which holds whole events, can pass untouched; if so, it was heard."""
+        if find(chunk, _USAGE) >= 0:
             if self._hides:
                 return False
             self.usage = usage_in(chunk) or self.usage

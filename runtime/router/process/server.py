@@ -265,6 +265,10 @@ class Router:
 
     def _sweep(self) -> None:
         now = self._loop.time()
+        for client in self.desk.clients:
+            if client.moves_s:
+                client.deadline = now + client.moves_s
+                client.moves_s = 0.0
         for client in [client for client in self.desk.clients if client.deadline < now]:
             client.expire()
         for origin in self._origins():
