@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define SHORT_CUTS 16
+#define MOST_DEPTH 1024 /* as in scan.py */
 #define MOST_DIGITS 18 /* as in scan.py: of a number that a long long holds, whatever they are */
 
 static int
@@ -272,13 +273,15 @@ scan_nested(PyObject *self, PyObject *const *args, Py_ssize_t count)
             break;
         case '{':
         case '[':
-            depth++;
+            if (++depth > MOST_DEPTH)
+                goto over;
             break;
         case '}':
         case ']':
             depth--;
         }
     }
+over:
     return Py_BuildValue("nnl", (Py_ssize_t)(at - data), depth, quoted);
 }
 

@@ -1,7 +1,8 @@
 """Connections from clients: requests in, one at a time, answers out in order.
 
 What comes while a request is in flight waits, within a bound, so that the client's leaving is seen at once:
-a socket that is not read never says that it closed.
+a socket that is not read never says that it closed. Neither does one of which a large body is left unread
+until its upstream takes more: its end stands behind all that it has sent.
 """
 
 from __future__ import annotations
@@ -275,9 +276,9 @@ class ClientConnection(Client):
         most = limits.passed_bytes
         held = reader.held
         if (
-            not self._whole
+            not (self._whole or head.chunked)  # there are servers that know no chunks
             and held >= limits.large_bytes
-            and (held if head.chunked else reader.length) > most
+            and reader.length > most
         ):
             self._begin_upload(self._route, reader, head)
 
@@ -296,7 +297,7 @@ class ClientConnection(Client):
         if isinstance(route, _QUERIES):
             began = perf_counter()
             try:
-                call = dispatch.ask_early(desk, route, head, reader.peek())
+                call = dispatch.ask_early(desk, route, head, reader.peek(), reader.length)
                 if call is not None:
                     self._check_room()
             except Refused as refusal:
@@ -313,10 +314,12 @@ class ClientConnection(Client):
         """The next piece of the body."""
         upload = exchange.upload
         assert upload is not None, "it is where the body goes"
-        upload.more(reader.body if whole else reader.take(), last=whole)
+        upload.more(reader.body if whole else reader.take(), self._loop.time(), last=whole)
         if whole:
+            self.hold(False)
             self._upload = None
             self._ahead = reader.surplus
+            self._keep_room(self._desk.limits.write_buffer_bytes)
             exchange.uploaded()
         elif self._held_since == NEVER and exchange.awaits_body:
             self._await_body(reader)
@@ -379,7 +382,9 @@ class ClientConnection(Client):
 
     def _look_again(self) -> None:
         """What is here of a body that has got its room may be enough to begin, though no more comes."""
-        if self._exchange is not None or self._lingering or self._waiting or not self._reserved:
+        if self._exchange is not None or self._lingering or self._paused or self._waiting:
+            return
+        if not self._reserved:
             return
         if not self._transport.is_closing():
             self._consume(b"")

@@ -33,7 +33,7 @@ from servestate.runtime.router.routing import LiveEndpoint, LiveEntity, list_of_
 
 monotonic: Final = time.monotonic
 
-_NEEDED: Final = body.OURS | {"model"}
+_NEEDED: Final = body.OURS | parameters.CHECKED | {"model"}
 _ENTITY_FIELD: Final = b"x-servestate-entity"
 
 
@@ -106,7 +106,7 @@ class Call:
         if self.passage is not None:
             return self._beginning_for(entity, limits, self.passage)
         if entity.external and len(self.raw) > limits.external_body_bytes:
-            raise refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
+            raise _too_large(limits)
         kind = self.kind
         if entity.task:
             body.check_task(kind, entity.task, entity.name)
@@ -116,9 +116,10 @@ class Call:
         kind = self.kind
         if entity.task:
             body.check_task(kind, entity.task, entity.name)
-        most = limits.external_body_bytes if entity.external else limits.body_bytes
+        if entity.external and passage.length > limits.external_body_bytes:
+            raise _too_large(limits)
         custom = kind is CUSTOM
-        return passage.first("" if custom else entity.model, most, custom=custom)
+        return passage.first("" if custom else entity.model, custom=custom)
 
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, estimated."""
@@ -136,6 +137,10 @@ class Call:
     def prefix(self) -> bytes:
         """The beginning of the prompt."""
         return tokens.prefix_of(self.kind, self.document)
+
+
+def _too_large(limits: Limits) -> Refused:
+    return refused(f"a body to an external model is at most {limits.external_body_bytes} bytes")
 
 
 def check_head(desk: Desk, route: Route, head: RequestHead) -> None:
@@ -184,9 +189,11 @@ def ask(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, raw: byte
     return Call(endpoint, served, kind, raw, document, head, visitor)
 
 
-def ask_early(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, beginning: bytes) -> Call | None:
-    """What a request asks for of whose body only the `beginning` is here, None where it takes the whole to
-    know, or to serve it. Raises Refused."""
+def ask_early(
+    desk: Desk, route: Invocation | OpenAICall, head: RequestHead, beginning: bytes, length: int
+) -> Call | None:
+    """What a request asks for of whose body, of that `length`, only the `beginning` is here; None where it
+    takes the whole to know, or to serve it. Raises Refused."""
     visitor = _visitor(desk.access, head)
     served = ""
     if isinstance(route, Invocation):
@@ -194,7 +201,10 @@ def ask_early(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, beg
         endpoint = permit(desk.table.endpoints.get(route.endpoint), route.endpoint, visitor)
         if not endpoint.passes:
             return None
-    passage = Passage(beginning, None if head.chunked else head.length)
+    try:
+        passage = Passage(beginning, length)
+    except Refused:  # the whole of it will be judged by a parser, and refused in its words
+        return None
     document = passage.document
     if passage.breaks_off in _NEEDED:
         return None
@@ -210,7 +220,7 @@ def ask_early(desk: Desk, route: Invocation | OpenAICall, head: RequestHead, beg
             return None
         kind = body.kind_of(passage.keys)
         parameters.check(kind, document)
-        passage.too_late = body.DECIDING if kind is CUSTOM else body.DECIDING | {parameters.EXTRA}
+        passage.kind = kind
     served = _served(endpoint, served, head)
     return Call(endpoint, served, kind, b"", document, head, visitor, passage)
 

@@ -54,6 +54,8 @@ class Limits:
     body_grace_s: float = 10.0
     body_bytes_per_s: int = 16 * KIB
     """A body has `body_grace_s` plus the time that this rate needs for what has arrived."""
+    prompt_s: float = 1.0
+    """An upstream that gives up on a body of which nothing came for longer is not to blame."""
     idle_s: float = 60.0
     upstream_idle_s: float = 4.0
     """Below the 5 s after which common engine servers close idle sockets, so reuse rarely races a close."""

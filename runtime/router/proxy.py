@@ -50,6 +50,7 @@ perf_counter: Final = time.perf_counter
 monotonic: Final = time.monotonic
 wall_clock: Final = time.time
 
+_NEVER: Final = float("inf")
 _REQUEST_ID: Final = b"x-request-id: "
 _CONTENT_LENGTH: Final = b"\r\nContent-Length: "
 
@@ -264,9 +265,9 @@ class Exchange(upstream.Exchange):
         """The last of a body that went on as it came is written: now the answer is waited for."""
         now = self._loop.time()
         self._deadline = now + self._call.endpoint.deadline_s
-        if self._phase is _COLLECTING:
+        if not self.awaits_body:
             return
-        if self._phase is _RELAYING:
+        if self._phase is not _WAITING:
             self._client.deadline = now + self._stall_s
         elif self._held is not None:
             self._client.deadline = min(self._deadline, now + self._limits.peek_s)
@@ -281,8 +282,7 @@ class Exchange(upstream.Exchange):
     def _interrupted(self, upload: Upload) -> None:
         if upload.full:
             self._blame("stalled")
-            late = errors.lost(f"the upstream took no more of the request for {self._stall_s:g} s")
-            self._fail(late, "stalled")
+            self._fail(errors.lost("the upstream took no more of the request in time"), "stalled")
         else:
             self.refuse(Failure(400, errors.BAD_REQUEST, "the request did not arrive in time"))
 
@@ -292,8 +292,11 @@ class Exchange(upstream.Exchange):
         """See `upstream.Exchange`."""
         if self.upload is not None:
             self.upload.fill(full)
-            if full and self._phase is _WAITING:
-                self._client.deadline = self._loop.time() + self._stall_s
+            if full and not self.upload.done and self.awaits_body:
+                # One that is busy begins to read when it comes to this request.
+                waits = self._phase is _WAITING
+                within_s = self._call.endpoint.deadline_s if waits else self._stall_s
+                self._client.deadline = self._loop.time() + within_s
 
     def connected(self, connection: UpstreamConnection) -> None:
         """See `upstream.Exchange`."""
@@ -437,7 +440,8 @@ class Exchange(upstream.Exchange):
 
     def _send_beginning(self, connection: UpstreamConnection, backend: LiveBackend, upload: Upload) -> None:
         head = b"%b%b%b%b" % (backend.heads[self._kind], self._fields, _REQUEST_ID, self._request_id)
-        connection.send(self, head + upload.open(connection))
+        connection.send(self, head + upload.open(connection, self._loop.time()))
+        self._body = self._call.body = b""  # it is sent nowhere else
         self._client.hold(upload.full)
         self._record.own_s += perf_counter() - self._mark
 
@@ -521,7 +525,12 @@ class Exchange(upstream.Exchange):
 
     def _lost(self, failure: Failure, reason: str) -> None:
         """The request was sent, and no whole answer came."""
-        self._blame(reason)
+        if self.upload is not None and self.upload.waits_for_client(
+            self._loop.time() - self._limits.prompt_s
+        ):
+            self._says_nothing()  # it may have tired of the client
+        else:
+            self._blame(reason)
         begun = self._phase is _RELAYING
         if not begun and self._call.endpoint.traffic.after_send:
             self._drop_upstream()
@@ -678,7 +687,8 @@ class Exchange(upstream.Exchange):
         if self._phase is not _COLLECTING:
             self._phase = _COLLECTING
             self._held = head
-            self._client.deadline = min(self._deadline, self._loop.time() + self._limits.error_body_s)
+            within = self._deadline if self.upload is None else _NEVER
+            self._client.deadline = min(within, self._loop.time() + self._limits.error_body_s)
         self._error += payload
         if complete or len(self._error) > self._limits.error_body_bytes:
             self._collected()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 MOST_DIGITS = 18
 """A number of more is none; the same in `_scan.c`."""
+MOST_DEPTH = 1024
+"""So many brackets may be open at once, as where a whole body is read; the same in `_scan.c`."""
 
 _SIZES = {b"%x" % size: size for size in range(4096)}
 _TEXT = rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|(\\?+)\Z)'
@@ -54,7 +56,8 @@ def _is_plain_event(chunk: bytes) -> bool:
 def _nested(data: bytes, at: int, depth: int, quoted: int) -> tuple[int, int, int]:
     """Go on in JSON from `at`, where `depth` brackets are open, the outermost among them, and `quoted` says
     whether a text is: 0, 1, or 2 behind a backslash in it. Where only the outermost is open, or where `data`
-    ends; and what then holds. What the brackets hold is not judged, nor whether they are a pair."""
+    ends, or behind the bracket by which more than `MOST_DEPTH` are open; and what then holds. What the
+    brackets hold is not judged, nor whether they are a pair."""
     if quoted:
         match = _REST.match(data, at + (quoted == 2 and at < len(data)))
         if match is None or (quoted == 2 and at == len(data)):
@@ -70,6 +73,8 @@ def _nested(data: bytes, at: int, depth: int, quoted: int) -> tuple[int, int, in
         first = data[match.start()]
         if first in b"{[":
             depth += 1
+            if depth > MOST_DEPTH:
+                return match.end(), depth, 0
         elif first in b"}]":
             depth -= 1
             if depth == 1:

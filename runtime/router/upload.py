@@ -6,7 +6,6 @@ out is not held, so nothing of it can be sent a second time, elsewhere.
 
 from __future__ import annotations
 
-from servestate.runtime.router.http.chunked import encode
 from servestate.runtime.router.http.upstream import UpstreamConnection
 from servestate.runtime.router.messages.passage import Passage
 from servestate.runtime.router.parties import Client
@@ -14,16 +13,17 @@ from servestate.runtime.router.parties import Client
 
 class Upload:
     """One body. `done` once its last byte was given to the upstream, `full` while that takes no more, `sent`
-    bytes went there, less the framing."""
+    bytes went there."""
 
-    __slots__ = ("_client", "_connection", "_first", "_passage", "_whole", "done", "full", "sent")
+    __slots__ = ("_client", "_connection", "_ended", "_first", "_moved", "_passage", "done", "full", "sent")
 
     def __init__(self, passage: Passage, first: bytes, client: Client) -> None:
         self._passage = passage
         self._first = first
         self._client = client
         self._connection: UpstreamConnection | None = None
-        self._whole = False  # all of it is in `_first`
+        self._ended = False  # all of it is here
+        self._moved = 0.0  # when the last piece came
         self.done = self.full = False
         self.sent = 0
 
@@ -32,32 +32,35 @@ class Upload:
         """Whether the next piece may come."""
         return self._connection is not None and not self.full
 
-    def open(self, connection: UpstreamConnection) -> bytes:
-        """What stands behind the other fields of the request's head: the framing and the beginning of the
+    def waits_for_client(self, since: float) -> bool:
+        """Whether the rest of the body is to come, of which nothing came since that time."""
+        return not self.done and not self.full and self._moved < since
+
+    def open(self, connection: UpstreamConnection, now: float) -> bytes:
+        """What stands behind the other fields of the request's head: its length and the beginning of the
         body. The rest follows by itself, once this is written."""
         first, self._first = self._first, b""
         assert first, "only once: it is not held any longer"
         self._connection = connection
-        self.done = self._whole
-        connection.unsent = not self._whole
+        self._moved = now
         self.sent = len(first)
-        length = self._passage.length
-        if length is None:
-            return b"\r\nTransfer-Encoding: chunked\r\n\r\n" + encode(first, self._whole)
-        return b"\r\nContent-Length: %d\r\n\r\n%b" % (length, first)
+        self.done = self._ended
+        connection.unsent = not self.done
+        return b"\r\nContent-Length: %d\r\n\r\n%b" % (self._passage.length, first)
 
-    def more(self, piece: bytes, *, last: bool) -> None:
+    def more(self, piece: bytes, now: float, *, last: bool) -> None:
         """Give on the next piece. Raises Refused where the body cannot go on."""
+        self._moved = now
         made = self._passage.next(piece, last=last)
         connection = self._connection
         if connection is None:  # it was read before the client was held
             self._first += made
-            self._whole = last
+            self._ended = last
             return
         self.sent += len(made)
         self.done = last
         connection.unsent = not last
-        connection.write(encode(made, last) if self._passage.length is None else made)
+        connection.write(made)
 
     def fill(self, full: bool) -> None:
         """The connection has more than it should, or again less."""

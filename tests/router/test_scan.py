@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -134,3 +135,11 @@ def test_what_is_nested_ends_where_its_brackets_do(data: bytes, at: int, depth: 
     wanted = go_on(data, at, depth, quoted)
     assert scan.nested(data, at, depth, quoted) == wanted
     assert scan._nested(data, at, depth, quoted) == wanted
+
+
+@pytest.mark.parametrize("nested", [scan.nested, scan._nested])
+def test_nobody_goes_deeper_than_that(nested: Callable[..., tuple[int, int, int]]) -> None:
+    deep = b"[" * 5000
+    assert nested(deep, 0, 1, 0) == (0, 1, 0)
+    assert nested(deep, 0, 2, 0) == (scan.MOST_DEPTH - 1, scan.MOST_DEPTH + 1, 0)
+    assert nested(b"[]" * 5000 + b"]", 0, 2, 0) == (10_001, 1, 0)

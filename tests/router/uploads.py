@@ -50,7 +50,7 @@ def framed(piece: bytes, chunked: bool, *, last: bool = False) -> bytes:
 
 class Upload:
     """A request as its upstream gets it: `body` so far, and at its end either `whole` or `lost`. `length` is
-    what was announced, None for one in chunks."""
+    what was announced: none goes on in chunks, however it came."""
 
     def __init__(
         self, head: bytes, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -63,11 +63,9 @@ class Upload:
         self.writer = writer
         lines = head.lower().split(b"\r\n")
         lengths = [line.partition(b":")[2] for line in lines if line.startswith(b"content-length:")]
-        codings = [line.partition(b":")[2].strip() for line in lines if line.startswith(b"transfer-encoding")]
-        assert len(lengths) + len(codings) == 1, f"how long is it? {head!r}"
-        assert codings in ([], [b"chunked"])
-        self.length = int(lengths[0]) if lengths else None
-        self._left = self.length or 0
+        assert len(lengths) == 1, f"how long is it? {head!r}"
+        assert b"transfer-encoding" not in head.lower()
+        self._left = self.length = int(lengths[0])
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -75,23 +73,15 @@ class Upload:
     async def more(self, most: int = 1 << 16) -> bool:
         """Read the next piece; whether one came. Raises ConnectionError where the rest is lost."""
         try:
-            if self.length is None and not self._left:
-                self._left = int(await self._reader.readuntil(b"\r\n"), 16)
-                if not self._left:
-                    await self._reader.readexactly(2)
-                    self.whole = True
-            elif not self._left:
+            if not self._left:
                 self.whole = True
-            if self.whole:
                 return False
             piece = await self._reader.read(min(self._left, most))
             if not piece:
                 raise ConnectionResetError
             self.body += piece
             self._left -= len(piece)
-            if self.length is None and not self._left:
-                assert await self._reader.readexactly(2) == b"\r\n"
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError:
             self.lost = True
             raise ConnectionResetError from None
         return True
@@ -261,11 +251,9 @@ async def ask(r: Rig, raw: bytes, target: str = INVOKE, *, chunked: bool = False
         return await sender.answer(30)
 
 
-async def begin(
-    r: Rig, up: Taker, sender: Sender, raw: bytes, cut: int, target: str = INVOKE, chunked: bool = False
-) -> bytes:
+async def begin(r: Rig, up: Taker, sender: Sender, raw: bytes, cut: int, target: str = INVOKE) -> bytes:
     """Send the beginning and wait until the upstream has begun to read it; what is left to send."""
     before = len(up.uploads)
-    await sender.send(head(None if chunked else len(raw), target) + framed(raw[:cut], chunked))
+    await sender.send(head(len(raw), target) + raw[:cut])
     await until(lambda: len(up.uploads) > before and len(up.last.body) > 0)
-    return framed(raw[cut:], chunked, last=True)
+    return raw[cut:]

@@ -205,6 +205,7 @@ class UpstreamConnection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        self._transport.set_write_buffer_limits(high=self._origin.limits.write_buffer_bytes)
         self._made = True
 
     def is_closing(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from servestate.runtime.router import scan
-from servestate.runtime.router.http.errors import refused
+from servestate.runtime.router.http.errors import Refused, refused
 
 find: Final = scan.find
 loads: Final = orjson.loads
@@ -54,7 +54,7 @@ OURS: Final = frozenset({"client_request_id", "usage_context"})
 """Keys that are for the router, not for models."""
 LLM_TASKS: Final = frozenset({CHAT.task, COMPLETION.task, EMBEDDING.task})
 
-_MOST_PARTS: Final = 500_000
+MOST_PARTS: Final = 500_000
 """Arrays and objects of one body: an empty one takes two bytes as text, and thirty times that once read."""
 _MODEL_KEY: Final = b'"model"'
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
@@ -67,8 +67,8 @@ Document = dict[str, Any]
 
 def parse(raw: bytes) -> Document:
     """The body's JSON object. Raises Refused (400)."""
-    if len(raw) > _MOST_PARTS and raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
-        raise refused(f"the request's body has more than {_MOST_PARTS:,} arrays and objects")
+    if len(raw) > MOST_PARTS and raw.count(b"[") + raw.count(b"{") > MOST_PARTS:
+        raise too_many_parts()
     try:
         document = orjson.loads(raw)
     except ValueError as error:
@@ -80,13 +80,23 @@ def parse(raw: bytes) -> Document:
     return document
 
 
+def too_many_parts() -> Refused:
+    """A body of more than `MOST_PARTS`."""
+    return refused(f"the request's body has more than {MOST_PARTS:,} arrays and objects")
+
+
+def nested_too_deeply() -> Refused:
+    """A body that is nested deeper than anybody reads or writes."""
+    return refused("the request's body is nested too deeply")
+
+
 def written(value: Any) -> bytes:
     """A part of a body as JSON. Raises Refused (400) where it is nested deeper than can be written, though
     not than can be read."""
     try:
         return dumps(value)
     except TypeError:  # as orjson says it
-        raise refused("the request's body is nested too deeply") from None
+        raise nested_too_deeply() from None
 
 
 def kind_of(keys: Set[str]) -> Kind:

@@ -25,6 +25,8 @@ from servestate.runtime.router.messages.body import (
 )
 
 EXTRA = "extra_params"
+CHECKED = frozenset({"n", "temperature"})
+"""What `check` looks at."""
 
 _NUMBER_OR_BOOLEAN = re.compile(r"true|false|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _DROPPED = frozenset({EXTRA})

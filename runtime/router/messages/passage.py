@@ -2,8 +2,8 @@
 
 Of a large body only the members at its top are followed, whatever lies inside of them. What the beginning
 holds is changed as a whole body would be. Of what comes later a member that must not reach the model is
-overwritten with spaces, so that a length once announced stays true. What is nested is not judged: whoever
-reads it does that.
+overwritten with spaces, so that a length once announced stays true. Of what is nested only depth and number
+are bounded, as those of whole bodies: what it says is judged by whoever reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ import orjson
 
 from servestate.runtime.router import scan
 from servestate.runtime.router.http.errors import Refused, refused
-from servestate.runtime.router.messages.body import OURS, Document
+from servestate.runtime.router.messages import parameters
+from servestate.runtime.router.messages.body import (
+    CUSTOM,
+    DECIDING,
+    MOST_PARTS,
+    OURS,
+    Document,
+    Kind,
+    nested_too_deeply,
+    too_many_parts,
+)
 
 nested: Final = scan.nested
 loads: Final = orjson.loads
@@ -37,6 +47,11 @@ _WORD: Final = re.compile(rb"[-+.0-9A-Za-z]*+")
 _KEY: Final = re.compile(rb',?[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
 _KEY_SO_FAR: Final = re.compile(rb',?[ \t\r\n]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+\\?)?', re.DOTALL)
 _WORDS_BEGIN: Final = b"-0123456789tfn"
+_MOST_KEYS: Final = 10_000
+"""At the top: each of them is looked at."""
+_MOST_CHECKED: Final = 64
+"""A number of more bytes is none that could be allowed."""
+_KEPT: Final = parameters.CHECKED | {"model"}
 _MOST_HELD: Final = 4096
 """From a comma to the end of the key behind it."""
 
@@ -55,10 +70,11 @@ class _Outline:
     """The top level of one JSON object, whose bytes come in pieces. `unread` bytes of the last piece were not
     looked at: they come again with the next one."""
 
-    __slots__ = ("_depth", "_quoted", "_state", "unread")
+    __slots__ = ("_depth", "_keys", "_quoted", "_state", "unread")
 
     def __init__(self) -> None:
         self._state = _START
+        self._keys = 0
         self._depth = 1
         self._quoted = 0
         self.unread = 0
@@ -77,6 +93,8 @@ class _Outline:
             state = self._state
             if state == _INSIDE:
                 at, self._depth, self._quoted = nested(data, at, self._depth, self._quoted)
+                if self._depth > scan.MOST_DEPTH:
+                    raise nested_too_deeply()
                 if self._depth == 1 and not self._quoted:
                     self._state = _AFTER
                 continue
@@ -96,6 +114,9 @@ class _Outline:
                 if match is None or (byte == 0x2C) != (state == _NEXT):
                     self._hold(data, at)
                     break
+                self._keys += 1
+                if self._keys > _MOST_KEYS:
+                    raise refused(f"the request's body has more than {_MOST_KEYS:,} keys")
                 found.append((_KEY_ENDS, at, _text(match[1])))
                 self._state = _COLON
                 at = match.end()
@@ -151,54 +172,59 @@ class _Member:
 
 
 class Passage:
-    """One body on its way through. `document` is what its beginning says in whole; `breaks_off` is the key of
-    the member in which it ends, "" where it ends between two. `length` is that of the whole body, None where
-    nobody knows; as it comes, and after `first` as it goes on. The keys that come `too_late` if they stand
-    beyond the beginning decide what the body is. It must not break off in a member that is changed, and hold
-    one that stays."""
+    """One body on its way through.
+
+    `keys` are those that stand in its beginning. `document` says what is known of it by then: its model and
+    the parameters that are checked. `breaks_off` is the key of the member in which the beginning ends, ""
+    where it ends between two: none that is changed or checked, and one that stays must be there. `length` is
+    that of the whole body: as it comes, and after `first` as it goes on. `kind` is that of an invocation,
+    None where the surface has no rules for what comes late.
+    """
 
     __slots__ = (
         "_beginning",
+        "_checking",
         "_custom",
         "_held",
         "_members",
-        "_most",
         "_outline",
         "_overwriting",
-        "_passed",
+        "_parts",
         "_sets_model",
+        "_value",
         "breaks_off",
         "document",
+        "kind",
         "length",
-        "too_late",
     )
 
-    def __init__(self, beginning: bytes, length: int | None) -> None:
+    def __init__(self, beginning: bytes, length: int) -> None:
         """Raises Refused (400) for bytes that no JSON object begins with."""
         self.length = length
         self.document: Document = {}
         self.breaks_off = ""
-        self.too_late: frozenset[str] = frozenset()
+        self.kind: Kind | None = None
         self._outline = _Outline()
         self._members: dict[str, _Member] = {}
+        self._parts = 0
+        self._count_parts(beginning)
         edges = self._outline.edges(beginning)
         cut = len(beginning) - self._outline.unread
         self._beginning, self._held = beginning[:cut], beginning[cut:]
         self._read(edges)
         self._custom = self._sets_model = self._overwriting = False
-        self._most = 0
-        self._passed = len(beginning)
+        self._checking = ""  # the key of a late member that is checked, while it lasts
+        self._value: bytes | None = None  # of that one, so far
 
     @property
     def keys(self) -> frozenset[str]:
         """The keys that the beginning holds, be their values whole or not."""
         return frozenset(self._members)
 
-    def first(self, model: str, most: int, *, custom: bool) -> bytes:
+    def first(self, model: str, *, custom: bool) -> bytes:
         """The beginning as it goes on, changed as `body.rewrite` changes a whole body. A `custom` one may
-        have a `model` of its own. Raises Refused (400) for a body of more than `most` bytes, now or later."""
-        self._most, self._custom, self._sets_model = most, custom, bool(model)
-        self._check_size(self._passed if self.length is None else self.length)
+        have a `model` of its own."""
+        self._custom, self._sets_model = custom, bool(model)
         edits = self._without_ours()
         start = self._beginning.index(b"{") + 1
         if model:
@@ -209,17 +235,14 @@ class Passage:
             else:
                 edits.append((start, start, b'"model":%b,' % text))
         made = _edited(self._beginning, sorted(edits))
-        if self.length is not None:
-            self.length += len(made) - len(self._beginning)
+        self.length += len(made) - len(self._beginning)
         self._beginning = b""
         return made
 
     def next(self, piece: bytes, *, last: bool) -> bytes:
         """The next piece as it goes on, the `last` of them whole. Raises Refused (400) where the body turns
-        out to be none."""
-        self._passed += len(piece)
-        if self.length is None:
-            self._check_size(self._passed)
+        out to be none, or not allowed."""
+        self._count_parts(piece)
         data = self._held + piece if self._held else piece
         edges = self._outline.edges(data)
         cut = len(data) - self._outline.unread
@@ -227,19 +250,31 @@ class Passage:
         if last and not self._outline.over:
             raise refused("the request's body is not valid JSON: it ends in the middle")
         made, at = [], 0
+        value_at = 0  # that of one that began earlier
         for what, place, key in edges:
-            if what == _KEY_ENDS and self._is_overwritten(key):
-                made.append(data[at:place])
-                at, self._overwriting = place, True
-            elif what == _MEMBER_ENDS and self._overwriting:
-                made.append(b" " * (place - at))
-                at, self._overwriting = place, False
+            if what == _KEY_ENDS:
+                if self._is_overwritten(key):
+                    made.append(data[at:place])
+                    at, self._overwriting = place, True
+                elif self._is_checked(key):
+                    self._checking, self._value = key, None
+            elif what == _VALUE_BEGINS:
+                self._value, value_at = b"", place
+            else:
+                if self._overwriting:
+                    made.append(b" " * (place - at))
+                    at, self._overwriting = place, False
+                if self._checking:
+                    self._check(data[value_at:place], whole=True)
+        if self._checking and self._value is not None:
+            self._check(data[value_at:cut], whole=False)
         made.append(b" " * (cut - at) if self._overwriting else data[at:cut])
         return b"".join(made)
 
     def _is_overwritten(self, key: str) -> bool:
         """Whether a member that comes now must not go on. Raises Refused (400) where it must not come."""
-        if key in self.too_late:
+        kind = self.kind
+        if kind is not None and (key in DECIDING or (key == parameters.EXTRA and kind is not CUSTOM)):
             raise refused(f"the key {key!r} stands too late in so large a body: put it first")
         if key in OURS:
             return True
@@ -250,9 +285,36 @@ class Passage:
         self._members[key] = _Member(-1)
         return self._sets_model
 
-    def _check_size(self, size: int) -> None:
-        if size > self._most:
-            raise refused(f"a body to an external model is at most {self._most} bytes")
+    def _is_checked(self, key: str) -> bool:
+        """Whether the value of a member that comes now has to be allowed. Raises Refused (400) for a second
+        one."""
+        if self.kind is None or self.kind is CUSTOM or key not in parameters.CHECKED:
+            return False
+        if key in self._members:
+            raise _twice(key)
+        self._members[key] = _Member(-1)
+        return True
+
+    def _check(self, more: bytes, *, whole: bool) -> None:
+        """More of a value that has to be allowed. Raises Refused (400) if it is not."""
+        text = self._value = (self._value or b"") + more
+        value: object = None
+        if len(text) > _MOST_CHECKED:
+            value = text  # too long for any number
+        elif whole:
+            try:
+                value = loads(text)
+            except ValueError:
+                raise _malformed() from None
+        assert self.kind is not None, "else nothing is checked"
+        parameters.check(self.kind, {self._checking: value})
+        if whole:
+            self._checking = ""
+
+    def _count_parts(self, piece: bytes) -> None:
+        self._parts += piece.count(b"[") + piece.count(b"{")
+        if self._parts > MOST_PARTS:
+            raise too_many_parts()
 
     def _read(self, edges: list[Edge]) -> None:
         """Take down what the beginning holds."""
@@ -269,6 +331,8 @@ class Passage:
                 member = self._members[name]
                 member.end = place
                 self.breaks_off = ""
+                if name not in _KEPT:
+                    continue
                 try:
                     self.document[name] = loads(raw[member.value : place])
                 except ValueError:

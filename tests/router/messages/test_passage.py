@@ -11,10 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from servestate.runtime.router.http.errors import Refused
-from servestate.runtime.router.messages.body import OURS, parse, rewrite
+from servestate.runtime.router.messages.body import CHAT, OURS, parse, rewrite
 from servestate.runtime.router.messages.passage import Passage
 
-MOST = 1 << 24
 BEGINNING = b'{"model":"m","messages":["' + b"x" * 40
 
 TEXTS = st.text(st.sampled_from('ab"\\{}[],:\n é\u2028'), max_size=8)
@@ -51,7 +50,7 @@ def pieces(raw: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def through(passage: Passage, rest: list[bytes], model: str, *, custom: bool = False) -> list[bytes]:
-    made = [passage.first(model, MOST, custom=custom)]
+    made = [passage.first(model, custom=custom)]
     made += [passage.next(piece, last=False) for piece in rest]
     return [*made, passage.next(b"", last=True)]
 
@@ -83,10 +82,10 @@ def test_what_is_not_changed_is_byte_for_byte(document: dict[str, Any], style: i
         document.pop(key, None)
     raw = spelled(document, style)
     beginning, *rest = pieces(raw, cuts)
-    passage = Passage(beginning, None)
+    passage = Passage(beginning, len(raw))
     if passage.keys:
         assert b"".join(through(passage, rest, "")) == raw
-        assert passage.length is None
+        assert passage.length == len(raw)
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4))
@@ -94,7 +93,7 @@ def test_of_anything_at_all_it_keeps_every_byte_or_refuses(raw: bytes, cuts: lis
     """It never raises anything else, never waits for ever and never invents or loses a byte."""
     beginning, *rest = pieces(b'{"a":' + raw, [cut + 5 for cut in cuts])
     try:
-        passage = Passage(beginning, None)
+        passage = Passage(beginning, len(raw) + 5)
         made = b"".join(through(passage, rest, ""))
     except Refused:
         return
@@ -113,12 +112,12 @@ def test_a_model_that_comes_late_is_overwritten_to_its_length() -> None:
 
 
 def test_what_the_beginning_says() -> None:
-    passage = Passage(b'{"model": "m", "n": 1, "messages": [1', None)
+    passage = Passage(b'{"model": "m", "n": 1, "messages": [1', 99)
     assert passage.document == {"model": "m", "n": 1}
     assert (passage.keys, passage.breaks_off) == ({"model", "n", "messages"}, "messages")
-    between = Passage(b'{"model": "m", "mess', None)
+    between = Passage(b'{"model": "m", "mess', 99)
     assert (between.keys, between.breaks_off) == ({"model"}, "")
-    assert Passage(b'{"n": 12', None).document == {}, "another digit may follow"
+    assert Passage(b'{"n": 12', 99).document == {}, "another digit may follow"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +126,17 @@ def test_what_the_beginning_says() -> None:
         (b'"],"model":"other"}', "more than once"),
         (b'"],"mo\\u0064el":"other"}', "more than once"),
         (b'"],"prompt":"x"}', "too late"),
+        (b'"],"extra_params":{}}', "too late"),
+        (b'"],"n":100}', "n is a whole number"),
+        (b'"],"n" : 9 , "a":1}', "n is a whole number"),
+        (b'"],"n":[1]}', "n is a whole number"),
+        (b'"],"n":1' + b"0" * 70, "n is a whole number"),
+        (b'"],"n":1,"n":1}', "more than once"),
+        (b'"],"n":1x}', "not valid JSON"),
+        (b'"],"temperature":2.5}', "temperature is a number"),
+        (b'",' + b"[" * 1030, "nested too deeply"),
+        (b'",' + b"[]," * 500_001, "arrays and objects"),
+        (b'"]' + b',"k":0' * 10_000 + b"}", "keys"),
         (b'"]', "ends in the middle"),
         (b'"]} x', "not valid JSON"),
         (b'"],}', "not valid JSON"),
@@ -140,8 +150,8 @@ def test_what_the_beginning_says() -> None:
 )
 def test_what_cannot_go_on_is_refused(rest: bytes, message: str) -> None:
     for size in (len(rest), 1):
-        passage = Passage(BEGINNING, None)
-        passage.too_late = frozenset({"prompt"})
+        passage = Passage(BEGINNING, 9999)
+        passage.kind = CHAT
         with pytest.raises(Refused, match=message) as refusal:
             through(passage, [rest[at : at + size] for at in range(0, len(rest), size)], "new")
         assert refusal.value.failure.status == 400
@@ -150,22 +160,21 @@ def test_what_cannot_go_on_is_refused(rest: bytes, message: str) -> None:
 @pytest.mark.parametrize("raw", [b"[", b"x", b'{"a" "b"', b'{"a":1,"a":2,', b"{,", b'{"a":1 2', b'{"\\x":1,'])
 def test_a_beginning_of_nothing_is_refused(raw: bytes) -> None:
     with pytest.raises(Refused) as refusal:
-        Passage(raw, None)
+        Passage(raw, 99)
     assert refusal.value.failure.status == 400
 
 
-def test_a_bound_holds_for_lengths_said_and_not_said() -> None:
-    with pytest.raises(Refused, match="at most 100 bytes"):
-        Passage(BEGINNING, 101).first("", 100, custom=False)
-    passage = Passage(BEGINNING, None)
-    passage.first("", 100, custom=False)
-    passage.next(b"x" * (100 - len(BEGINNING)), last=False)
-    with pytest.raises(Refused, match="at most 100 bytes"):
-        passage.next(b"x", last=False)
+def test_what_is_allowed_late_goes_on() -> None:
+    rest = b'"],"n":5,"temperature" : 0.5 ,"stream":true}'
+    for size in (len(rest), 1, 3):
+        passage = Passage(BEGINNING, len(BEGINNING) + len(rest))
+        passage.kind = CHAT
+        made = through(passage, [rest[at : at + size] for at in range(0, len(rest), size)], "")
+        assert b"".join(made) == BEGINNING + rest
 
 
 def test_a_custom_body_has_a_model_of_its_own() -> None:
-    passage = Passage(b'{"model":1,"inputs":[', None)
+    passage = Passage(b'{"model":1,"inputs":[', 99)
     assert (
         b"".join(through(passage, [b'],"model":2}'], "", custom=True)) == b'{"model":1,"inputs":[],"model":2}'
     )
