@@ -118,8 +118,7 @@ class Call:
             body.check_task(kind, entity.task, entity.name)
         if entity.external and passage.length > limits.external_body_bytes:
             raise _too_large(limits)
-        custom = kind is CUSTOM
-        return passage.first("" if custom else entity.model, custom=custom)
+        return passage.first("" if kind is CUSTOM else entity.model)
 
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, estimated."""

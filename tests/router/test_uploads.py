@@ -24,16 +24,24 @@ from tests.router.kept import keeping
 from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Rig, bounded, read_answer, serving, settled, until
 from tests.router.test_tls import pair, trusting
-from tests.router.uploads import INVOKE, OPENAI, Sender, Taker, Upload, begin, chat, custom, framed, head
+from tests.router.uploads import (
+    INVOKE,
+    OPENAI,
+    Sender,
+    Taker,
+    Upload,
+    begin,
+    chat,
+    custom,
+    framed,
+    head,
+    to,
+)
 from tests.router.upstreams import DOWN, answer, entity, table
 
 MIB = 1 << 20
 SMALL = replace(QUICK, passed_bytes=4096, large_bytes=1024)
 CUT = 3000
-
-
-def to(up: Taker, **more: Any) -> RoutingTable:
-    return table(entity("a", 100, up.url), **more)
 
 
 # When it arrives, and as what.

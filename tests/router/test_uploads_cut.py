@@ -13,21 +13,23 @@ from typing import Any
 
 import pytest
 
-from servestate.planner.table import RoutingTable, Traffic
-from servestate.runtime.router import Limits
-from servestate.runtime.router.balance.policy import HealthPolicy
+from servestate.planner.table import Traffic
 from servestate.runtime.router.http import upstream
 from tests.router import rig, uploads
-from tests.router.leftovers import nothing_is_left
 from tests.router.rig import QUICK, Answer, Rig, bounded, request, serving, until
 from tests.router.uploads import (
+    CUT,
     INVOKE,
     OPENAI,
+    PATIENT,
+    RAW,
+    SMALL,
     Script,
     Sender,
     Taker,
     Upload,
     begin,
+    blamed,
     chat,
     closes,
     custom,
@@ -35,31 +37,14 @@ from tests.router.uploads import (
     early,
     framed,
     head,
+    is_clean,
     takes,
+    to,
     waits,
 )
 from tests.router.upstreams import DONE, EVENT, answer, entity, sse_head, table
 
 MIB = 1 << 20
-SMALL = replace(QUICK, passed_bytes=4096, large_bytes=1024, health=HealthPolicy(errors=1))
-PATIENT = HealthPolicy(errors=1_000_000, window_requests=1_000_000)
-CUT = 5000
-RAW = custom(8000)
-
-
-def to(up: Taker, **more: Any) -> RoutingTable:
-    return table(entity("a", 100, up.url), **more)
-
-
-async def is_clean(r: Rig, *ups: Taker, limits: Limits = SMALL) -> None:
-    await nothing_is_left(r, *ups)  # type: ignore[arg-type]
-    assert r.router.desk.budget.left == limits.buffered_bytes
-    assert r.router.desk.inflight == 0
-
-
-def blamed(r: Rig) -> list[str]:
-    """For what replicas were taken out of use."""
-    return [reason for _, _, reason in r.router.books.metrics.ejections.values]
 
 
 # The upstream ends it.

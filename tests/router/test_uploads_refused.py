@@ -9,46 +9,30 @@ from typing import Any
 import pytest
 
 from servestate.planner.access import Grant, Kind, Level
-from servestate.planner.table import Limit, RoutingTable
+from servestate.planner.table import Limit
 from servestate.runtime.router import Limits
-from servestate.runtime.router.balance.policy import HealthPolicy
 from servestate.runtime.router.messages.passage import Passage
 from tests.router import rig, uploads
-from tests.router.leftovers import nothing_is_left
-from tests.router.rig import QUICK, Answer, Rig, serving, until
+from tests.router.rig import Answer, serving, until
 from tests.router.uploads import (
+    CUT,
     INVOKE,
     OPENAI,
+    RAW,
+    SMALL,
     Sender,
     Taker,
     begin,
+    blamed,
     chat,
-    custom,
     framed,
     head,
+    is_clean,
+    to,
 )
 from tests.router.upstreams import entity, table
 
 MIB = 1 << 20
-SMALL = replace(QUICK, passed_bytes=4096, large_bytes=1024, health=HealthPolicy(errors=1))
-PATIENT = HealthPolicy(errors=1_000_000, window_requests=1_000_000)
-CUT = 5000
-RAW = custom(8000)
-
-
-def to(up: Taker, **more: Any) -> RoutingTable:
-    return table(entity("a", 100, up.url), **more)
-
-
-async def is_clean(r: Rig, *ups: Taker, limits: Limits = SMALL) -> None:
-    await nothing_is_left(r, *ups)  # type: ignore[arg-type]
-    assert r.router.desk.budget.left == limits.buffered_bytes
-    assert r.router.desk.inflight == 0
-
-
-def blamed(r: Rig) -> list[str]:
-    """For what replicas were taken out of use."""
-    return [reason for _, _, reason in r.router.books.metrics.ejections.values]
 
 
 # The router ends it.

@@ -8,10 +8,15 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from tests.router.rig import Answer, Rig, read_answer, until
-from tests.router.upstreams import answer
+from servestate.planner.table import RoutingTable
+from servestate.runtime.router import Limits
+from servestate.runtime.router.balance.policy import HealthPolicy
+from tests.router.leftovers import nothing_is_left
+from tests.router.rig import QUICK, Answer, Rig, read_answer, until
+from tests.router.upstreams import answer, entity, table
 
 INVOKE = "/serving-endpoints/chat-ep/invocations"
 OPENAI = "/v1/chat/completions"
@@ -257,3 +262,25 @@ async def begin(r: Rig, up: Taker, sender: Sender, raw: bytes, cut: int, target:
     await sender.send(head(len(raw), target) + raw[:cut])
     await until(lambda: len(up.uploads) > before and len(up.last.body) > 0)
     return raw[cut:]
+
+
+SMALL = replace(QUICK, passed_bytes=4096, large_bytes=1024, health=HealthPolicy(errors=1))
+PATIENT = HealthPolicy(errors=1_000_000, window_requests=1_000_000)
+CUT = 5000
+RAW = custom(8000)
+"""Bodies are large early, one failure ejects; where none may, `PATIENT`. So much of `RAW` begins it."""
+
+
+def to(up: Taker, **more: Any) -> RoutingTable:
+    return table(entity("a", 100, up.url), **more)
+
+
+async def is_clean(r: Rig, *ups: Taker, limits: Limits = SMALL) -> None:
+    await nothing_is_left(r, *ups)  # type: ignore[arg-type]
+    assert r.router.desk.budget.left == limits.buffered_bytes
+    assert r.router.desk.inflight == 0
+
+
+def blamed(r: Rig) -> list[str]:
+    """For what replicas were taken out of use."""
+    return [reason for _, _, reason in r.router.books.metrics.ejections.values]

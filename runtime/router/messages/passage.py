@@ -184,7 +184,6 @@ class Passage:
     __slots__ = (
         "_beginning",
         "_checking",
-        "_custom",
         "_held",
         "_members",
         "_outline",
@@ -212,7 +211,7 @@ class Passage:
         cut = len(beginning) - self._outline.unread
         self._beginning, self._held = beginning[:cut], beginning[cut:]
         self._read(edges)
-        self._custom = self._sets_model = self._overwriting = False
+        self._sets_model = self._overwriting = False
         self._checking = ""  # the key of a late member that is checked, while it lasts
         self._value: bytes | None = None  # of that one, so far
 
@@ -221,10 +220,9 @@ class Passage:
         """The keys that the beginning holds, be their values whole or not."""
         return frozenset(self._members)
 
-    def first(self, model: str, *, custom: bool) -> bytes:
-        """The beginning as it goes on, changed as `body.rewrite` changes a whole body. A `custom` one may
-        have a `model` of its own."""
-        self._custom, self._sets_model = custom, bool(model)
+    def first(self, model: str) -> bytes:
+        """The beginning as it goes on, changed as `body.rewrite` changes a whole body."""
+        self._sets_model = bool(model)
         edits = self._without_ours()
         start = self._beginning.index(b"{") + 1
         if model:
@@ -278,7 +276,7 @@ class Passage:
             raise refused(f"the key {key!r} stands too late in so large a body: put it first")
         if key in OURS:
             return True
-        if key != "model" or self._custom:
+        if key != "model" or kind is CUSTOM:  # whose `model` is its own
             return False
         if key in self._members:
             raise _twice(key)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from servestate.runtime.router.http.errors import Refused
-from servestate.runtime.router.messages.body import CHAT, OURS, parse, rewrite
+from servestate.runtime.router.messages.body import CHAT, CUSTOM, OURS, parse, rewrite
 from servestate.runtime.router.messages.passage import Passage
 
 BEGINNING = b'{"model":"m","messages":["' + b"x" * 40
@@ -49,8 +49,8 @@ def pieces(raw: bytes, cuts: list[int]) -> list[bytes]:
     return [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]
 
 
-def through(passage: Passage, rest: list[bytes], model: str, *, custom: bool = False) -> list[bytes]:
-    made = [passage.first(model, custom=custom)]
+def through(passage: Passage, rest: list[bytes], model: str) -> list[bytes]:
+    made = [passage.first(model)]
     made += [passage.next(piece, last=False) for piece in rest]
     return [*made, passage.next(b"", last=True)]
 
@@ -175,6 +175,5 @@ def test_what_is_allowed_late_goes_on() -> None:
 
 def test_a_custom_body_has_a_model_of_its_own() -> None:
     passage = Passage(b'{"model":1,"inputs":[', 99)
-    assert (
-        b"".join(through(passage, [b'],"model":2}'], "", custom=True)) == b'{"model":1,"inputs":[],"model":2}'
-    )
+    passage.kind = CUSTOM
+    assert b"".join(through(passage, [b'],"model":2}'], "")) == b'{"model":1,"inputs":[],"model":2}'
