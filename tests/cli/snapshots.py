@@ -24,6 +24,8 @@ _FILTERS = (
     (re.compile(r'("elapsed_seconds": )[\d.]+'), r"\1N"),
     (re.compile(r'("at": )[\d.]+'), r"\1N"),
     (re.compile(r'("by": )"[^"]+"'), r'\1"PERSON"'),
+    # The write that made an endpoint: steps run at the same time, and another one may write before it.
+    (re.compile(r'("serial": )\d+(?=,\n\s+"created")'), r"\1N"),
     (re.compile(r"\block [0-9a-f]{12}\b|(?<=lock break )[0-9a-f]{12}\b"), "lock LOCK"),
     (re.compile(r"\bpid \d+"), "pid PID"),
     (re.compile(r"\bby \S+@\S+ \("), "by PERSON@HOST ("),
