@@ -115,6 +115,21 @@ def test_stopping_lets_requests_end_and_closes_the_idle() -> None:
     rig.run(body())
 
 
+def test_who_was_accepted_as_it_stops_is_answered() -> None:
+    async def body() -> None:
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), QUICK) as r:
+            with socket.create_connection(("127.0.0.1", r.port)) as sock:
+                sock.sendall(request())
+                # The loop accepts in the turn in which it begins to stop, and hands out in the next.
+                await asyncio.create_task(r.router.stop())
+                sock.settimeout(5)
+                got = sock.recv(100)
+            assert got.startswith(b"HTTP/1.1 200 OK")
+            assert len(up.received) == 1
+
+    rig.run(body())
+
+
 def test_stopping_does_not_wait_for_ever() -> None:
     async def body() -> None:
         limits = replace(QUICK, drain_s=0.1)

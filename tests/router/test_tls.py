@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -178,7 +179,29 @@ def test_who_does_not_end_a_handshake_counts_from_the_start_and_not_for_ever(
     rig.run(body())
 
 
-def test_the_end_does_not_wait_for_a_handshake(tmp_path: Path, files: TlsFiles) -> None:
+def test_who_is_in_a_handshake_as_it_stops_is_answered(tmp_path: Path, files: TlsFiles) -> None:
+    async def body() -> None:
+        async with Upstream() as up:
+            write_table(tmp_path / "table.json", table(entity("a", 100, up.url)))
+            router, _ = router_of(tmp_path, files)
+            await router.start()
+            sock = socket.create_connection(("127.0.0.1", port_of(router)))
+            await when(tmp_path, lambda told: told["connections"] == 1)
+            stopping = asyncio.create_task(router.stop())
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection(
+                sock=sock, ssl=trusting(files.cert), server_hostname="localhost"
+            )
+            writer.write(request())
+            got = await bounded(read_answer(reader))
+            assert (got.status, got.fields["connection"]) == (200, "close")
+            writer.close()
+            await bounded(stopping)
+
+    rig.run(body())
+
+
+def test_the_end_waits_not_long_for_a_handshake(tmp_path: Path, files: TlsFiles) -> None:
     async def body() -> None:
         write_table(tmp_path / "table.json", table(entity("a", 100)))
         router, _ = router_of(tmp_path, files)

@@ -56,6 +56,11 @@ class TlsServer:
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
 
+    async def shaken(self) -> None:
+        """When nothing is in its handshake any more."""
+        if self._shaking:
+            await asyncio.wait(self._shaking)
+
     def abort(self) -> None:
         """Close what is still in its handshake."""
         for task in self._shaking:

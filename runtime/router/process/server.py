@@ -184,6 +184,8 @@ class Router:
             if not client.idle:
                 client.stop()
         await self._emptied(min(self.limits.farewell_s, self.limits.drain_s))
+        for tls_server in self._tls_servers:
+            tls_server.abort()
         for client in list(self.desk.clients):
             client.stop()
         await self._emptied(deadline - self._loop.time())
@@ -205,9 +207,16 @@ class Router:
             tls_server.abort()
 
     async def _emptied(self, within_s: float) -> None:
-        if self.desk.clients and within_s > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), within_s)
+        """Until nobody is connected, or that time is over."""
+        await asyncio.sleep(0)  # what the loop has accepted is handed to us in its next turn
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                for tls_server in self._tls_servers:
+                    await tls_server.shaken()
+                while self.desk.clients:
+                    self._empty.clear()
+                    await self._empty.wait()
+        await asyncio.sleep(0)  # had the loop been held up, what came meanwhile is read before we judge
 
     def brief(self) -> dict[str, Any]:
         """Of `report`, what is asked again and again while something ends; of the replicas those alone that
