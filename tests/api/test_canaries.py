@@ -16,8 +16,9 @@ import yaml
 
 from tests.api.canaries import Canary, Search, descendants, encodings, files, processes
 from tests.api.wire import connected
-from tests.cli.harness import PYTHON, Result, Site, free_port, until
+from tests.cli.harness import PYTHON, Result, Site, until
 from tests.clients.harness import Server, Upstream, endpoint, routes, start, stop, upstream
+from tests.ports import free_port
 
 FAR_KEY, ENV, SITE_ENV, SAID, FATAL = map(Canary, ("far-key", "env", "site-env", "said", "fatal"))
 """References: an external model's key, variables of an engine from an entity and from the site, one that the

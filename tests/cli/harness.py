@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -44,13 +43,6 @@ def hears_interrupts() -> None:
     """Undo what a shell does to what it starts in the background, and so to all its descendants: SIGINT is
     ignored there, also by the verbs that the tests interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def local(version: str = "1", weight: int | None = None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 
 from servestate.planner.diagnostics import InvalidInput
 from servestate.runtime.remote import server_at
-from tests.cli.harness import ONE, Site, free_port
+from tests.cli.harness import ONE, Site
 from tests.cli.snapshots import check
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(

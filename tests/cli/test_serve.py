@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.harness import SPLIT, Conversation, Site, bundle, free_port, local, remote
+from tests.cli.harness import SPLIT, Conversation, Site, bundle, local, remote
 from tests.cli.managed import tokens, with_site
 from tests.cli.snapshots import check
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_status_of_a_replica_that_fails_and_is_the_only_one(site: Site) -> None:
     assert site.run("query", "elsewhere", "hello").code == 1
     told = site.run("status").ok().out
     assert "  would leave out elsewhere/theirs@" in told
-    assert "#0, but its entity has no other: " in told
+    assert "#0, but its entity has no other; it gets what goes nowhere else: " in told
     serving.process.send_signal(signal.SIGTERM)
     serving.end()
 

@@ -15,7 +15,8 @@ import pytest
 
 from servestate.providers import identity
 from servestate.runtime.supervision import Supervised, read_supervision
-from tests.cli.harness import PYTHON, Conversation, Site, free_port, local, until
+from tests.cli.harness import PYTHON, Conversation, Site, local, until
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 

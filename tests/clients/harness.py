@@ -16,8 +16,9 @@ from typing import Any
 import requests
 import yaml
 
-from tests.cli.harness import PYTHON, Site, free_port, until
+from tests.cli.harness import PYTHON, Site, until
 from tests.clients.engine import Engine
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 TOKEN = "any-token"

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.harness import Endpoints, free_port, local, until
+from tests.cli.harness import Endpoints, local, until
 from tests.containers.harness import (
     CHAT_ARGV,
     ContainerSite,
@@ -31,6 +31,7 @@ from tests.containers.harness import (
 from tests.docker import images
 from tests.docker.engine import OwnEngine
 from tests.docker.socket_proxy import Delay, SocketProxy
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.harness import Endpoints, free_port, local, until
+from tests.cli.harness import Endpoints, local, until
 from tests.containers.harness import ContainerSite, check_converged, check_no_copies, failed, image_of
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

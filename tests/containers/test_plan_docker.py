@@ -28,8 +28,9 @@ from tests.containers.harness import (
     image_of,
     unclaimed,
 )
-from tests.docker.engine import OwnEngine, free_port, machine_socket
+from tests.docker.engine import OwnEngine, machine_socket
 from tests.docker.registry import Registry
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.harness import free_port, local, until
+from tests.cli.harness import local, until
 from tests.containers.harness import (
     ContainerSite,
     check_converged,
@@ -22,6 +22,7 @@ from tests.containers.harness import (
     unclaimed,
 )
 from tests.docker import images
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

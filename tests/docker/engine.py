@@ -77,13 +77,6 @@ def until(holds: Callable[[], object], what: str, within_s: float = 20) -> None:
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Scratch:
     """Containers, volumes and networks of one test. All wear its mark, and `clear` removes them."""

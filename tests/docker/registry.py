@@ -14,7 +14,8 @@ from typing import Final
 
 import docker
 
-from tests.docker.engine import free_port, until
+from tests.docker.engine import until
+from tests.ports import free_port
 
 PROGRAM: Final = "docker-registry"
 ACCOUNT: Final = {"username": "puller", "password": "of-the-tests"}

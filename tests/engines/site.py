@@ -17,6 +17,7 @@ import yaml
 
 from servestate.providers import census
 from servestate.providers.census import Tree
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CLI = str(Path(sys.executable).with_name("servestate"))
@@ -158,13 +159,6 @@ def endpoint(name: str, entities: Sequence[Mapping[str, Any]], traffic: Mapping[
 def entity(name: str, model: str, version: str = "1") -> dict[str, Any]:
     """A served entity of that model version."""
     return {"name": name, "entity_name": model, "entity_version": version}
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -24,8 +24,9 @@ import yaml
 from servestate.providers import identity
 from servestate.runtime.supervision import read_supervision, supervision_path
 from servestate.runtime.workspace import Workspace, open_workspace
-from tests.cli.harness import CLI, PYTHON, Site, clean_environment, free_port, hears_interrupts, until
+from tests.cli.harness import CLI, PYTHON, Site, clean_environment, hears_interrupts, until
 from tests.load.book import Book, Line
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 ENTITIES = ("a", "b", "c", "d")

@@ -20,12 +20,13 @@ from servestate.runtime.router.proxy import Exchange
 from servestate.runtime.router.records.access_log import AccessLog
 from servestate.runtime.router.records.keeping import AccessLogConfig, BooksConfig
 from servestate.runtime.router.records.record import Record
-from tests.cli.harness import free_port, until
+from tests.cli.harness import until
 from tests.load.book import Book
 from tests.load.clients import Crowd
 from tests.load.faults import Happened
 from tests.load.judgement import Evidence, findings
 from tests.load.place import HERE, Scrape, Tail
+from tests.ports import free_port
 from tests.router import rig
 from tests.router.upstreams import entity, table
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.descriptors import Descriptors, descriptors
-from tests.cli.harness import free_port, until
+from tests.cli.harness import until
 from tests.load.place import HERE
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("ss") is None, reason="the kernel is asked with ss, of iproute2")
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from servestate.planner.table import Traffic
-from tests.cli.harness import free_port, until
+from tests.cli.harness import until
 from tests.load.book import Book
 from tests.load.clients import Crowd
 from tests.load.outcome import Outcome
 from tests.load.place import HERE
+from tests.ports import free_port
 from tests.router import rig
 from tests.router.processes import Process, launched, status
 from tests.router.upstreams import entity, table

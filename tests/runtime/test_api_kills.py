@@ -21,7 +21,8 @@ from servestate.planner.state import Phase
 from servestate.runtime.failpoints import VARIABLE
 from servestate.runtime.store.sqlite import SqliteStore
 from servestate.runtime.workspace import is_gone
-from tests.cli.harness import Site, bundle, free_port, remote, until
+from tests.cli.harness import Site, bundle, remote, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

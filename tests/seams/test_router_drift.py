@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.harness import Site, bundle, free_port, remote, until
+from tests.cli.harness import Site, bundle, remote, until
+from tests.ports import free_port
 
 
 @pytest.fixture

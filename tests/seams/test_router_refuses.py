@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.harness import Site, bundle, free_port, remote, until
+from tests.cli.harness import Site, bundle, remote, until
+from tests.ports import free_port
 
 
 @pytest.mark.slow

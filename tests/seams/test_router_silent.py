@@ -11,7 +11,8 @@ import pytest
 
 from servestate.providers.protocol import TransientError
 from servestate.runtime.router_link import ControlSocket, router_status
-from tests.cli.harness import ONE, Site, bundle, free_port, local, until
+from tests.cli.harness import ONE, Site, bundle, local, until
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
-from tests.cli.harness import PYTHON, Site, free_port, until
+from tests.cli.harness import PYTHON, Site, until
 from tests.load import place
 from tests.load.limits.callers import Party, Setup, setup
+from tests.ports import free_port
 
 _INTERPRETER = Path(__file__).parent / "interpreter"
 _LIBRARY = "*/faketime/libfaketimeMT.so.1"

@@ -23,9 +23,10 @@ from servestate.providers.docker import DockerProvider, api, images
 from servestate.providers.docker.images import Progress
 from servestate.providers.protocol import PermanentError, Ready, Surveyor, TransientError, Watcher
 from servestate.providers.secrets import EnvSecrets
-from tests.docker.engine import OwnEngine, free_port, machine_socket
+from tests.docker.engine import OwnEngine, machine_socket
 from tests.docker.registry import registry
 from tests.docker.socket_proxy import Answer, SocketProxy
+from tests.ports import free_port
 
 # The SDK leaves a socket that could not be connected to the garbage collector, which says so.
 LEFT_TO_THE_COLLECTOR = pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning")
