@@ -213,12 +213,12 @@ class Service:
 
     async def stop(self) -> None:
         """Stop accepting, let requests in flight end within `limits.drain_s`, close everything."""
-        self._draining = True
         if self._watching is not None:
             self._watching.cancel()
         self._sockets.close()
         if not self._replaced:  # else it was said then
             self._tell(f"servestate: stopping: {await self._underway()}")
+        self._draining = True
         await self._answering.stop()
         self._control.close()
         await self._succession.close()
