@@ -83,7 +83,8 @@ class Link(asyncio.Protocol):
 
     def tell(self, **message: Any) -> None:
         """Send a message; nobody hears it where the other end is closed."""
-        self._transport.write(orjson.dumps(message) + b"\n")
+        if not self._transport.is_closing():  # a turn before it is told that it is lost, uvloop's would raise
+            self._transport.write(orjson.dumps(message) + b"\n")
 
     def close(self) -> None:
         """Close this end, once what was told is on its way."""
