@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +128,22 @@ def test_who_was_accepted_as_it_stops_is_answered() -> None:
                 got = sock.recv(100)
             assert got.startswith(b"HTTP/1.1 200 OK")
             assert len(up.received) == 1
+
+    rig.run(body())
+
+
+def test_what_came_while_the_loop_was_held_up_is_answered() -> None:
+    async def body() -> None:
+        limits = replace(QUICK, farewell_s=0.2)
+        async with Upstream() as up, serving(table(entity("a", 100, up.url)), limits) as r:
+            reader, writer = await r.connect()
+            stopping = asyncio.create_task(r.router.stop())
+            await asyncio.sleep(0.05)
+            os.write(writer.get_extra_info("socket").fileno(), request())
+            time.sleep(0.4)
+            assert (await rig.bounded(read_answer(reader))).status == 200
+            writer.close()
+            await rig.bounded(stopping)
 
     rig.run(body())
 

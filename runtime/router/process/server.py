@@ -216,7 +216,6 @@ class Router:
                 while self.desk.clients:
                     self._empty.clear()
                     await self._empty.wait()
-        await asyncio.sleep(0)  # had the loop been held up, what came meanwhile is read before we judge
 
     def brief(self) -> dict[str, Any]:
         """Of `report`, what is asked again and again while something ends; of the replicas those alone that
